@@ -1,0 +1,44 @@
+"""Noise as a function of what it is for, so that batching, ranks and resuming cannot change it."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_WHOLE_GROUP = -1  # the "sample" of noise that a group shares
+_INITIAL = -1  # the "step" of the noise that a trajectory starts from
+
+
+def keyed_generator(*key: int) -> np.random.Generator:
+    """Return a generator whose stream depends on `key` alone, integers from -2^63 to 2^63 - 1.
+
+    Philox takes a key of 128 bits; torch's own CPU generator uses only 32 bits of its seed.
+    """
+    digest = hashlib.blake2b(b"".join(part.to_bytes(8, "little", signed=True) for part in key), digest_size=16)
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest(), "little")))
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """The standard normal noise of one iteration, keyed by (seed, iteration, prompt, sample, step).
+
+    It is drawn on the CPU in float32 and moved by the caller, so that it is the same on every device.
+    """
+
+    seed: int
+    iteration: int
+    latent_shape: tuple[int, ...]
+
+    def initial(self, prompt: int, sample: int | None) -> Tensor:
+        """Return the noise [*latent] at sigma 1 of a sample, or with None the one that its whole group starts from."""
+        return self._draw(prompt, _WHOLE_GROUP if sample is None else sample, _INITIAL)
+
+    def step(self, prompt: int, sample: int, step: int) -> Tensor:
+        """Return the noise [*latent] of a stochastic step."""
+        return self._draw(prompt, sample, step)
+
+    def _draw(self, prompt: int, sample: int, step: int) -> Tensor:
+        generator = keyed_generator(self.seed, self.iteration, prompt, sample, step)
+        return torch.from_numpy(generator.standard_normal(self.latent_shape, dtype=np.float32))

@@ -1,0 +1,107 @@
+"""Noise: a function of its key alone, standard normal, and different for every key."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mixgrpo.flow.noise import Noise
+
+counts = st.integers(0, 10_000)
+
+
+@given(st.integers(0, 2**62), counts, counts, counts, counts)
+def test_noise_depends_on_its_key_and_not_on_what_was_drawn_before(
+    seed: int, iteration: int, prompt: int, sample: int, step: int
+) -> None:
+    noise = Noise(seed, iteration, (3, 2))
+    first = (noise.initial(prompt, sample), noise.initial(prompt, None), noise.step(prompt, sample, step))
+    torch.manual_seed(seed % 1000)
+    torch.rand(7)
+    np.random.default_rng().random(5)
+    noise.step(prompt + 1, sample, step)
+    again = Noise(seed, iteration, (3, 2))
+    second = (again.initial(prompt, sample), again.initial(prompt, None), again.step(prompt, sample, step))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_noise_is_pinned_so_that_a_resumed_run_meets_the_same_numbers() -> None:
+    noise = Noise(seed=3, iteration=14, latent_shape=(2,))
+    assert torch.equal(noise.initial(1, 5), Noise(seed=3, iteration=14, latent_shape=(2,)).initial(1, 5))
+    drawn = [noise.initial(1, 5), noise.initial(1, None), noise.step(1, 5, 9)]
+    assert len({tuple(z.tolist()) for z in drawn}) == 3
+
+
+@pytest.mark.parametrize("part", ["seed", "iteration", "prompt", "sample", "step"])
+@given(st.tuples(counts, counts, counts, counts, counts), st.integers(1, 2**40))
+def test_noise_changes_with_every_part_of_its_key(part: str, key: tuple[int, ...], change: int) -> None:
+    names = ["seed", "iteration", "prompt", "sample", "step"]
+    values = dict(zip(names, key, strict=True))
+    changed = {**values, part: values[part] + change}
+
+    def draw(k: dict[str, int]) -> list[torch.Tensor]:
+        noise = Noise(k["seed"], k["iteration"], (4,))
+        return [
+            noise.step(k["prompt"], k["sample"], k["step"]),
+            noise.initial(k["prompt"], k["sample"]),
+            noise.initial(k["prompt"], None),
+        ]
+
+    before, after = draw(values), draw(changed)
+    assert torch.equal(before[0], after[0]) is False
+    assert torch.equal(before[1], after[1]) is (part == "step")
+    assert torch.equal(before[2], after[2]) is (part in ("step", "sample"))
+
+
+def test_no_two_of_many_keys_share_their_noise() -> None:
+    """Keys next to each other, permuted, and 2^32 apart: where a generator's seed is folded they would collide."""
+    near = itertools.product((0, 1, 2**32, 2**32 + 1), (0, 1, 2), (0, 1, 2, 2**32), (0, 1, 2), (0, 1, 2))
+    drawn = [Noise(seed, it, (2,)).step(p, s, step) for seed, it, p, s, step in near]
+    drawn += [Noise(0, it, (2,)).initial(p, s) for it in range(3) for p in range(3) for s in (None, 0, 1, 2)]
+    assert len({tuple(z.tolist()) for z in drawn}) == len(drawn)
+
+
+def test_noise_is_standard_normal() -> None:
+    noise = Noise(seed=0, iteration=0, latent_shape=(50_000,))
+    for z in (noise.initial(0, None), noise.initial(0, 1), noise.step(3, 2, 5)):
+        assert stats.kstest(z.numpy(), "norm").pvalue > 0.001
+        assert abs(z.mean().item()) < 0.02
+        assert abs(z.var().item() - 1) < 0.03
+
+
+def test_first_numbers_of_many_keys_are_standard_normal_and_uncorrelated() -> None:
+    """Across keys, not within one: a poor hash of the key would show here."""
+    z = np.array(
+        [
+            [Noise(1, iteration, (2,)).step(prompt, sample, 0)[0].item() for sample in range(20)]
+            for iteration in range(20)
+            for prompt in range(10)
+        ]
+    )
+    assert stats.kstest(z.ravel(), "norm").pvalue > 0.001
+    between = np.corrcoef(z.T)[np.triu_indices(20, 1)]
+    assert np.abs(between).max() < 5 / np.sqrt(200)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_noise_is_float32_on_the_cpu_whatever_the_defaults_are(dtype: torch.dtype) -> None:
+    noise = Noise(seed=1, iteration=2, latent_shape=(5,))
+    expected = noise.step(0, 0, 0)
+    assert expected.dtype == torch.float32
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            drawn = noise.step(0, 0, 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert drawn.device.type == "cpu"
+    assert torch.equal(drawn, expected)
+
+
+def test_noise_has_the_shape_of_one_latent() -> None:
+    noise = Noise(seed=1, iteration=2, latent_shape=(5, 1, 3))
+    assert noise.initial(0, None).shape == noise.initial(0, 1).shape == noise.step(0, 1, 2).shape == (5, 1, 3)

@@ -1,0 +1,231 @@
+"""Windows: pure functions of the iteration that are never empty, never short and never reach the last step."""
+
+import math
+from itertools import count, groupby, pairwise, takewhile
+from typing import Literal
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mixgrpo.rl.window import (
+    AllSteps,
+    DecayingWindow,
+    FrozenWindow,
+    RandomWindow,
+    SlidingWindow,
+    Window,
+)
+
+AfterLast = Literal["restart", "stay"]
+after_last = st.sampled_from(["restart", "stay"])
+decays = st.sampled_from(["exponential", "linear"])
+iterations = st.integers(0, 10_000)
+
+
+@st.composite
+def sizes(draw: st.DrawFn, largest: int = 60) -> tuple[int, int]:
+    """Steps T and a window size that fits."""
+    num_steps = draw(st.integers(2, largest))
+    return num_steps, draw(st.integers(1, num_steps - 1))
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    num_steps, size = draw(sizes())
+    stride, interval = draw(st.integers(1, 10)), draw(st.integers(1, 40))
+    match draw(st.sampled_from(["sliding", "decaying", "frozen", "random", "all"])):
+        case "sliding":
+            return SlidingWindow(
+                num_steps=num_steps, size=size, stride=stride, interval=interval, after_last=draw(after_last)
+            )
+        case "decaying":
+            return DecayingWindow(
+                num_steps=num_steps,
+                size=size,
+                stride=stride,
+                interval=interval,
+                decay=draw(decays),
+                rate=draw(st.floats(0.01, 3.0)),
+                threshold=draw(st.integers(0, 30)),
+                after_last=draw(after_last),
+            )
+        case "frozen":
+            return FrozenWindow(num_steps=num_steps, size=size, start=draw(st.integers(0, num_steps - 1 - size)))
+        case "random":
+            return RandomWindow(num_steps=num_steps, size=size, seed=draw(st.integers(0, 2**32)))
+        case _:
+            return AllSteps(num_steps=num_steps, trained_fraction=draw(st.floats(0.01, 1.0)))
+
+
+@given(windows(), iterations)
+def test_window_is_full_and_ends_before_the_last_step(window: Window, iteration: int) -> None:
+    steps = window.at(iteration)
+    size = window.num_steps - 1 if isinstance(window, AllSteps) else window.size
+    assert list(steps) == list(range(steps.start, steps.start + size))
+    assert steps.start >= 0
+    assert steps[-1] <= window.num_steps - 2
+
+
+@given(windows(), st.lists(iterations, min_size=1, max_size=5))
+def test_window_depends_on_nothing_but_the_iteration(window: Window, asked: list[int]) -> None:
+    first = [window.at(iteration) for iteration in asked]
+    again = [window.at(iteration) for iteration in reversed(asked)]
+    assert first == again[::-1]
+
+
+@given(sizes(), st.integers(1, 6), st.integers(1, 30), after_last)
+def test_sliding_window_stays_for_an_interval_then_moves_by_a_stride(
+    fit: tuple[int, int], stride: int, interval: int, after: AfterLast
+) -> None:
+    num_steps, size = fit
+    window = SlidingWindow(num_steps=num_steps, size=size, stride=stride, interval=interval, after_last=after)
+    starts = [window.at(iteration).start for iteration in range(3 * interval)]
+    assert starts[0] == 0
+    assert all(len(set(starts[i : i + interval])) == 1 for i in (0, interval, 2 * interval))
+    if stride <= num_steps - 1 - size:
+        assert starts[interval] == stride
+
+
+@given(sizes(), st.integers(1, 6), st.integers(1, 5))
+def test_sliding_window_reaches_every_step_when_its_stride_fits(
+    fit: tuple[int, int], stride: int, interval: int
+) -> None:
+    num_steps, size = fit
+    assume(stride <= size)
+    assume((num_steps - 1 - size) % stride == 0)
+    window = SlidingWindow(num_steps=num_steps, size=size, stride=stride, interval=interval)
+    positions = (num_steps - 1 - size) // stride + 1
+    visited = {step for iteration in range(positions * interval) for step in window.at(iteration)}
+    assert visited == set(range(num_steps - 1))
+
+
+@given(sizes(), st.integers(1, 6), st.integers(1, 5), st.booleans(), iterations)
+def test_after_the_last_position_a_window_starts_over_or_stays(
+    fit: tuple[int, int], stride: int, interval: int, decaying: bool, iteration: int
+) -> None:
+    num_steps, size = fit
+    kind = DecayingWindow if decaying else SlidingWindow
+    restart, stay = (
+        kind(num_steps=num_steps, size=size, stride=stride, interval=interval, after_last=after)
+        for after in ("restart", "stay")
+    )
+    far = stay.at(10**6)
+    assert far.stop <= num_steps - 1 < far.stop + stride
+    reached = next(i for i in range(10**6) if stay.at(i) == far)
+    assert all(stay.at(reached + i) == far for i in (1, interval, 97))
+    assert [restart.at(i) for i in range(reached + 1)] == [stay.at(i) for i in range(reached + 1)]
+    period = next(i for i in range(reached + 1, 10**6) if restart.at(i) != far) if far.start else interval
+    assert restart.at(iteration % period) == restart.at(iteration)
+    assert restart.at(period).start == 0
+
+
+def stays(window: DecayingWindow) -> list[tuple[int, int]]:
+    """(start, iterations spent there) of every position but the last, where a staying window stays for ever."""
+    last = window.at(10**6).start
+    starts = takewhile(lambda start: start != last, (window.at(i).start for i in count()))
+    return [(start, len(list(run))) for start, run in groupby(starts)]
+
+
+@given(sizes(20), st.integers(1, 3), st.integers(1, 30), st.floats(0.01, 2.0), st.integers(0, 20))
+def test_exponential_decay_follows_its_formula(
+    fit: tuple[int, int], stride: int, interval: int, rate: float, threshold: int
+) -> None:
+    num_steps, size = fit
+    window = DecayingWindow(
+        num_steps=num_steps,
+        size=size,
+        stride=stride,
+        interval=interval,
+        rate=rate,
+        threshold=threshold,
+        after_last="stay",
+    )
+    for start, iterations_there in stays(window):
+        assert iterations_there == math.ceil(interval * math.exp(-rate * max(0, start - threshold)))
+
+
+def test_exponential_decay_of_the_paper_has_known_intervals() -> None:
+    """tau_0 = 25, k = 0.1, threshold 13: 25 up to start 13, then ceil(22.62), ceil(20.47), ..."""
+    window = DecayingWindow(num_steps=25, size=4, after_last="stay")
+    assert [iterations for _, iterations in stays(window)] == [25] * 14 + [23, 21, 19, 17, 16, 14]
+
+
+@given(sizes(16), st.integers(1, 20), decays)
+def test_intervals_of_a_decaying_window_never_grow_and_never_vanish(
+    fit: tuple[int, int], interval: int, decay: Literal["exponential", "linear"]
+) -> None:
+    num_steps, size = fit
+    window = DecayingWindow(
+        num_steps=num_steps, size=size, interval=interval, decay=decay, threshold=2, after_last="stay"
+    )
+    starts_and_intervals = stays(window)
+    intervals = [iterations for _, iterations in starts_and_intervals]
+    assert [start for start, _ in starts_and_intervals] == list(range(num_steps - 1 - size))
+    assert intervals[:1] in ([], [interval])
+    assert all(before >= after >= 1 for before, after in pairwise(intervals))
+
+
+@given(sizes(16), st.integers(1, 30))
+def test_linear_decay_falls_by_the_same_amount_at_every_position(fit: tuple[int, int], interval: int) -> None:
+    num_steps, size = fit
+    window = DecayingWindow(num_steps=num_steps, size=size, interval=interval, decay="linear", after_last="stay")
+    intervals = [iterations for _, iterations in stays(window)]
+    slope = interval / (num_steps - size)
+    assert all(math.isclose(tau, interval - slope * i, abs_tol=1.0) for i, tau in enumerate(intervals))
+
+
+@given(sizes(), st.integers(0, 2**63), iterations)
+def test_random_window_is_the_same_for_the_same_seed(fit: tuple[int, int], seed: int, iteration: int) -> None:
+    num_steps, size = fit
+    one, other = (RandomWindow(num_steps=num_steps, size=size, seed=seed) for _ in range(2))
+    assert one.at(iteration) == other.at(iteration)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345])
+def test_random_window_visits_every_place_about_equally_often(seed: int) -> None:
+    window = RandomWindow(num_steps=25, size=4, seed=seed)
+    counts = [0] * 21
+    for iteration in range(4200):
+        counts[window.at(iteration).start] += 1
+    chi_square = sum((count - 200) ** 2 / 200 for count in counts)
+    assert chi_square < 45.3  # 99.9 % of a chi-square with 20 degrees of freedom lie below
+
+
+def test_random_windows_of_different_seeds_and_iterations_differ() -> None:
+    places = [[RandomWindow(num_steps=25, size=4, seed=s).at(i).start for i in range(50)] for s in range(4)]
+    assert len({tuple(row) for row in places}) == 4
+    assert all(len(set(row)) > 10 for row in places)
+
+
+@given(st.integers(2, 60), st.floats(0.01, 1.0), st.integers(0, 2**32), iterations)
+def test_trained_steps_are_distinct_stochastic_steps_and_the_stated_share_of_them(
+    num_steps: int, fraction: float, seed: int, iteration: int
+) -> None:
+    window = AllSteps(num_steps=num_steps, trained_fraction=fraction, seed=seed)
+    trained = window.trained(iteration)
+    assert list(trained) == sorted(set(trained))
+    assert set(trained) <= set(window.at(iteration))
+    assert 1 <= len(trained)
+    assert abs(len(trained) - fraction * (num_steps - 1)) <= 1
+    assert window.trained(iteration) == trained
+
+
+def test_dance_grpo_trains_fourteen_of_its_steps_drawn_anew_and_evenly() -> None:
+    window = AllSteps(num_steps=25, trained_fraction=0.6, seed=3)
+    drawn = [window.trained(iteration) for iteration in range(1200)]
+    assert {len(trained) for trained in drawn} == {14}
+    assert len(set(drawn)) > 1000
+    counts = [sum(step in trained for trained in drawn) for step in range(24)]
+    assert all(abs(count - 700) < 85 for count in counts)  # five standard deviations
+
+
+@pytest.mark.parametrize("num_steps", [2, 9])
+def test_a_window_that_does_not_fit_is_refused(num_steps: int) -> None:
+    for size in (0, num_steps, num_steps + 1):
+        with pytest.raises(ValueError, match="size"):
+            SlidingWindow(num_steps=num_steps, size=size)
+        with pytest.raises(ValueError, match="size"):
+            RandomWindow(num_steps=num_steps, size=size, seed=0)
+    with pytest.raises(ValueError, match="start"):
+        FrozenWindow(num_steps=num_steps, size=1, start=num_steps - 1)
