@@ -1,20 +1,22 @@
 """The mathematics a second time: float64 numpy, typed from the papers, without a line of `mixgrpo`.
 
-Convention: sigma 1 is noise, 0 is data, x = (1 - sigma) x0 + sigma noise, v = noise - x0. Where there is a choice, these
-versions take another road than the package does: kernels as coefficients of the two predictions instead of a drift,
-gDDIM by quadrature of its rate instead of a closed form, the multistep solver by fitting a polynomial and integrating it
-numerically instead of phi functions, advantages and losses in loops over plain floats.
+Convention: sigma 1 is noise, 0 is data, x = (1 - sigma) x0 + sigma noise, v = noise - x0. Where there is a choice,
+these versions take another road than the package does: kernels as coefficients of the two predictions instead of a
+drift, gDDIM by quadrature of its rate instead of a closed form, the multistep solver by fitting a polynomial and
+integrating it numerically instead of phi functions, advantages and losses in loops over plain floats.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import quad
 
 Array = NDArray[np.float64]
+Variant = Literal["midpoint", "heun", "corrected"]
 
 
 def shifted_schedule(num_steps: int, shift: float) -> Array:
@@ -30,7 +32,7 @@ def flash_schedule(num_steps: int, shift: float, window_stop: int, tail_steps: i
     return shift * u / (1.0 + (shift - 1.0) * u)
 
 
-# --- one step: x' = (1 - sigma') x0hat + keep * noisehat + std * z ---------------------------------------------------
+# One step: x' = (1 - sigma') x0hat + keep * noisehat + std * z
 
 
 class Coefficients(NamedTuple):
@@ -99,7 +101,7 @@ def gaussian_log_density(x: Array, mean: Array, std: float) -> Array:
     return density.reshape(len(x), -1).mean(axis=1)
 
 
-# --- data whose velocity is known ------------------------------------------------------------------------------------
+# Data whose velocity is known
 
 
 class GaussianData(NamedTuple):
@@ -157,7 +159,7 @@ class TwoGaussians(NamedTuple):
         return share * velocities[0] + (1.0 - share) * velocities[1]
 
 
-# --- multistep ---------------------------------------------------------------------------------------------------------
+# The multistep solver
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(40)
 
@@ -176,12 +178,12 @@ def multistep(
     sigma_next: float,
     *,
     order: int,
-    variant: str = "midpoint",
+    variant: Variant = "midpoint",
 ) -> Array:
     """One exponential step from `sigma`: x' = (sigma'/sigma) x + alpha' int_0^h e^(tau - h) x0hat(lambda + tau) dtau.
 
-    x0hat(lambda) is the polynomial of degree order - 1 through the latest of `predictions`, (sigma, x0hat) oldest first,
-    the last of them at `sigma`. Predictions at sigma 1 are infinitely far in lambda and tell only the value. A line is
+    x0hat(lambda) is the polynomial of degree order - 1 through the latest of `predictions`, (sigma, x0hat) oldest
+    first, the last of them at `sigma`. Predictions at sigma 1 are infinitely far in lambda and tell only the value. A line is
     integrated exactly by "heun" and "corrected"; "midpoint" takes its value at half the step. A parabola is integrated
     exactly by "corrected"; the other two, as the published codes, take half of its quadratic term.
     """
@@ -196,9 +198,8 @@ def multistep(
     h = log_snr(sigma_next) - log_snr(sigma)
     times = np.array([time for time, _ in used])
     values = np.stack([m for _, m in used])
-    powers = np.linalg.solve(
-        np.vander(times / h, increasing=True), values.reshape(len(used), -1)
-    ).reshape(values.shape)  # coefficients of (tau / h)^k
+    flat_powers = np.linalg.solve(np.vander(times / h, increasing=True), values.reshape(len(used), -1))
+    powers = flat_powers.reshape(values.shape)  # coefficients of (tau / h)^k
     if variant == "midpoint" and len(predictions[-order:]) == 2 == len(used):
         integral = -math.expm1(-h) * (powers[0] + 0.5 * powers[1])
     else:
@@ -210,7 +211,7 @@ def multistep(
     return (sigma_next / sigma) * x + alpha_next * integral
 
 
-# --- a whole sample ------------------------------------------------------------------------------------------------------
+# A whole sample
 
 
 def sample(
@@ -222,7 +223,7 @@ def sample(
     kernel: str,
     eta: float,
     tail_order: int = 1,
-    tail_variant: str = "midpoint",
+    tail_variant: Variant = "midpoint",
 ) -> tuple[Array, dict[int, tuple[Array, Array]]]:
     """One trajectory. Steps in `noise` are stochastic, later ones are taken by `multistep`, earlier ones by Euler.
 
@@ -231,7 +232,7 @@ def sample(
     predictions: list[tuple[float, Array]] = []
     transitions: dict[int, tuple[Array, Array]] = {}
     last_stochastic = max(noise, default=-1)
-    for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         v = velocity(x, sigma)
         predictions.append((sigma, x - sigma * v))
         if step in noise:
@@ -246,7 +247,7 @@ def sample(
     return x, transitions
 
 
-# --- reinforcement learning ----------------------------------------------------------------------------------------------
+# Reinforcement learning
 
 
 def _normalised(scores: Sequence[float], good: Sequence[int]) -> list[float]:
@@ -261,7 +262,11 @@ def _normalised(scores: Sequence[float], good: Sequence[int]) -> list[float]:
 
 
 def advantages(
-    scores: Mapping[str, Array], weights: Mapping[str, float], *, mix: str, clip: float
+    scores: Mapping[str, Array],
+    weights: Mapping[str, float],
+    *,
+    mix: Literal["advantages", "rewards"],
+    clip: float,
 ) -> list[list[float]]:
     """Advantages of [P][G] samples, one group at a time."""
     names = [name for name in scores if weights[name] > 0]

@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 import torch
-from parity import reference
 from torch import Tensor
 
 from mixgrpo.flow.noise import Noise
@@ -24,6 +23,7 @@ from mixgrpo.flow.steps import (
     gddim_kernel,
     ode_step,
 )
+from parity import reference
 
 DATA = reference.GaussianData(mean=0.0, variance=0.25)
 DIRAC = reference.GaussianData(mean=0.0, variance=0.0)
@@ -114,7 +114,7 @@ def test_kernel_keeps_the_marginal_as_steps_get_smaller_with_first_order(kernel:
 
 
 def test_flow_sde_comes_close_to_the_marginal_without_a_clean_order() -> None:
-    """Its first steps from sigma 1 add about eta^4 / 4 of variance on any grid; only the later noise makes it forget."""
+    """Its first steps from sigma 1 add about eta^4 / 4 of variance on any grid; later noise makes it forget."""
     errors = [final_variance(shifted_sigmas(n, 3.0), [STEPS["flow_sde"]] * n) - 0.25 for n in (200, 800)]
     assert errors == pytest.approx([-0.00339, -0.00044], abs=5e-5)
 
@@ -125,7 +125,8 @@ def test_cps_with_a_fixed_eta_loses_variance_however_small_the_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "residue"), [("flow_sde", 0.0084), ("dance_sde", 0.0129), ("cps", 0.0), ("gddim", 0.0), ("ode", 0.0)]
+    ("kernel", "residue"),
+    [("flow_sde", 0.0084), ("dance_sde", 0.0129), ("cps", 0.0), ("gddim", 0.0), ("ode", 0.0)],
 )
 def test_noise_left_on_a_single_image_is_as_tabulated(kernel: str, residue: float) -> None:
     assert abs(final_variance(shifted_sigmas(25, 3.0), [STEPS[kernel]] * 25, DIRAC) - residue) < 5.1e-5

@@ -7,19 +7,26 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from parity import reference
-from parity.reference import Array
-from parity.schedulers import diffusers_solver
 from scipy.integrate import solve_ivp
 
 from mixgrpo.flow.multistep import DPMSolverPP
 from mixgrpo.flow.sigmas import shifted_sigmas
 from mixgrpo.flow.steps import ode_step
+from parity import reference
+from parity.reference import Array, Variant
+from parity.schedulers import diffusers_solver
 
 GAUSSIAN = reference.GaussianData(mean=0.7, variance=0.25)
 MIXTURE = reference.TwoGaussians(weights=(0.35, 0.65), means=(-1.0, 1.2), stds=(0.5, 0.4))
 STARTS = np.array([[-1.4], [-0.3], [0.2], [1.1]])
-SOLVERS = [(1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint"), (3, "heun"), (3, "corrected")]
+SOLVERS: list[tuple[int, Variant]] = [
+    (1, "midpoint"),
+    (2, "midpoint"),
+    (2, "heun"),
+    (3, "midpoint"),
+    (3, "heun"),
+    (3, "corrected"),
+]
 Velocity = Callable[[Array, float], Array]
 
 every_solver = pytest.mark.parametrize(("order", "variant"), SOLVERS)
@@ -68,7 +75,9 @@ def solve(solver: DPMSolverPP, velocity: Velocity, x: Array, sigmas: Sequence[fl
     return x
 
 
-def error_with_exact_history(problem: str, grid: Callable[[Array], Array], order: int, variant: str, n: int) -> float:
+def error_with_exact_history(
+    problem: str, grid: Callable[[Array], Array], order: int, variant: Variant, n: int
+) -> float:
     """Let the solver observe the true solution at the first two points, so that it never works below its order."""
     velocity, solution = PROBLEMS[problem]
     sigmas = grid(np.linspace(0.0, 1.0, n + 1)).tolist()
@@ -83,10 +92,11 @@ def error_with_exact_history(problem: str, grid: Callable[[Array], Array], order
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("grid", [linear_grid, shifted_grid, uneven_grid])
 @pytest.mark.parametrize(
-    ("order", "variant", "slope"), [(1, "midpoint", 1), (2, "midpoint", 2), (2, "heun", 2), (3, "corrected", 3)]
+    ("order", "variant", "slope"),
+    [(1, "midpoint", 1), (2, "midpoint", 2), (2, "heun", 2), (3, "corrected", 3)],
 )
 def test_solver_converges_with_its_order(
-    problem: str, grid: Callable[[Array], Array], order: int, variant: str, slope: float
+    problem: str, grid: Callable[[Array], Array], order: int, variant: Variant, slope: float
 ) -> None:
     errors = [error_with_exact_history(problem, grid, order, variant, n) for n in (120, 240)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(slope, abs=0.2)
@@ -98,11 +108,9 @@ def test_published_third_order_formula_converges_with_second_order_only(problem:
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2)
 
 
-@pytest.mark.parametrize(
-    ("order", "variant", "slope"), [(1, "midpoint", 1.0), (2, "midpoint", 1.8), (2, "heun", 1.8)]
-)
-def test_solver_keeps_its_order_from_exactly_noise_to_exactly_data(order: int, variant: str, slope: float) -> None:
-    """Steps in lambda never get small next to sigma 1, which costs the second order a logarithm: error ~ log n / n^2."""
+@pytest.mark.parametrize(("order", "variant", "slope"), [(1, "midpoint", 1.0), (2, "midpoint", 1.8), (2, "heun", 1.8)])
+def test_solver_keeps_its_order_from_exactly_noise_to_exactly_data(order: int, variant: Variant, slope: float) -> None:
+    """Steps in lambda never get small next to sigma 1, which costs the second order a logarithm: log n / n^2."""
     truth = GAUSSIAN.flow(STARTS, 1.0, 0.0)
     errors = []
     for n in (240, 480):
@@ -115,7 +123,7 @@ def test_solver_keeps_its_order_from_exactly_noise_to_exactly_data(order: int, v
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 8])
 def test_solver_finds_a_single_image_exactly_from_sigma_one_to_zero(
-    order: int, variant: str, shift: float, num_steps: int
+    order: int, variant: Variant, shift: float, num_steps: int
 ) -> None:
     image = np.array([[0.3], [-2.0], [5.0], [0.0]])
     solver = DPMSolverPP(order=order, variant=variant)
@@ -126,7 +134,7 @@ def test_solver_finds_a_single_image_exactly_from_sigma_one_to_zero(
 @every_solver
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_solver_stays_finite_and_computes_in_float32_over_a_whole_schedule(
-    order: int, variant: str, dtype: torch.dtype
+    order: int, variant: Variant, dtype: torch.dtype
 ) -> None:
     solver = DPMSolverPP(order=order, variant=variant)
     x = torch.randn(3, 4, dtype=dtype)
@@ -142,14 +150,12 @@ def test_solver_of_order_one_is_the_euler_step(sigma: float, sigma_next: float) 
     solver = DPMSolverPP(order=1)
     solver.observe(torch.randn_like(x), v, sigma=1.0)
     stepped = solver.step(x, v, sigma=sigma, sigma_next=sigma_next)
-    np.testing.assert_allclose(
-        stepped, ode_step(x, v, sigma=sigma, sigma_next=sigma_next), rtol=0, atol=1e-14
-    )
+    np.testing.assert_allclose(stepped, ode_step(x, v, sigma=sigma, sigma_next=sigma_next), rtol=0, atol=1e-14)
 
 
 @every_solver
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_every_step_equals_the_integral_of_the_fitted_polynomial(order: int, variant: str, shift: float) -> None:
+def test_every_step_equals_the_integral_of_the_fitted_polynomial(order: int, variant: Variant, shift: float) -> None:
     solver = DPMSolverPP(order=order, variant=variant)
     predictions: list[tuple[float, Array]] = []
     x = torch.randn(2, 3, dtype=torch.float64)
@@ -162,7 +168,7 @@ def test_every_step_equals_the_integral_of_the_fitted_polynomial(order: int, var
 
 
 @every_solver
-def test_observed_predictions_count_like_those_of_own_steps(order: int, variant: str) -> None:
+def test_observed_predictions_count_like_those_of_own_steps(order: int, variant: Variant) -> None:
     sigmas = shifted_sigmas(8, 3.0)
     xs = torch.randn(8, 2, 3, dtype=torch.float64)
     vs = torch.randn(8, 2, 3, dtype=torch.float64)
@@ -190,7 +196,7 @@ def test_reset_forgets_the_history() -> None:
 
 @pytest.mark.parametrize(("order", "variant"), SOLVERS[:-1])
 @pytest.mark.parametrize("sigmas", [shifted_sigmas(12, 3.0), shifted_sigmas(20, 1.0), (0.9, 0.85, 0.5, 0.45, 0.1, 0.0)])
-def test_every_step_equals_diffusers(order: int, variant: str, sigmas: tuple[float, ...]) -> None:
+def test_every_step_equals_diffusers(order: int, variant: Variant, sigmas: tuple[float, ...]) -> None:
     theirs = diffusers_solver(sigmas, algorithm_type="dpmsolver++", solver_order=order, solver_type=variant)
     ours = DPMSolverPP(order=order, variant=variant)
     x = torch.randn(2, 3)

@@ -5,14 +5,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from parity import reference
-from parity.reference import Array
 from torch import Tensor
 
 from mixgrpo.flow.noise import Noise
 from mixgrpo.flow.plan import TrajectoryPlan, plan_trajectory
 from mixgrpo.flow.rollout import Kernel, Trajectory, rollout
 from mixgrpo.flow.steps import cps_kernel, dance_sde_kernel, flow_sde_kernel, gddim_kernel, log_prob
+from parity import reference
+from parity.reference import Array
 
 LATENT = (3, 2)
 PROMPTS = (7, 2, 40)
@@ -135,9 +135,7 @@ def test_flash_tail_equals_a_loop_by_hand(
     window: range, tail_ratio: float, tail_steps: int, tail_order: int, share_trunk: bool
 ) -> None:
     """The solver of the tail remembers the predictions of the steps before it, stochastic or not."""
-    plan = plan_trajectory(
-        num_steps=NUM_STEPS, shift=3.0, window=window, tail_ratio=tail_ratio, tail_order=tail_order
-    )
+    plan = plan_trajectory(num_steps=NUM_STEPS, shift=3.0, window=window, tail_ratio=tail_ratio, tail_order=tail_order)
     sigmas = reference.flash_schedule(NUM_STEPS, 3.0, window.stop, tail_steps)
     np.testing.assert_allclose(plan.sigmas, sigmas, rtol=0, atol=1e-14)
     trajectory = draw(plan, share_trunk=share_trunk)
@@ -202,9 +200,7 @@ def test_group_members_start_together_and_part_at_the_first_stochastic_step() ->
     plan = plan_trajectory(num_steps=NUM_STEPS, shift=3.0, window=range(3, 5))
     first = draw(plan, share_trunk=False).transitions[3]
     torch.testing.assert_close(first.x, first.x[:, :1].expand_as(first.x), rtol=0, atol=1e-5)
-    assert not any(
-        torch.allclose(first.x_next[:, i], first.x_next[:, j]) for i in range(GROUP) for j in range(i)
-    )
+    assert not any(torch.allclose(first.x_next[:, i], first.x_next[:, j]) for i in range(GROUP) for j in range(i))
 
 
 def test_samples_with_noise_of_their_own_start_apart() -> None:
@@ -227,7 +223,7 @@ def test_an_empty_window_is_plain_euler_and_needs_no_kernel() -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_log_prob_of_a_stored_transition_is_the_density_of_its_noise(kernel: str) -> None:
-    """x_next = mean + std z, so the log-density is that of z minus log std: replayed, it must come out of (x, x_next)."""
+    """x_next = mean + std z, so the replayed log-density must be that of z, minus log std."""
     window = range(1, 5)
     plan = plan_trajectory(num_steps=NUM_STEPS, shift=3.0, window=window)
     network = CountingNetwork(PROMPTS)
@@ -236,9 +232,7 @@ def test_log_prob_of_a_stored_transition_is_the_density_of_its_noise(kernel: str
     for step in window:
         stored = trajectory.transitions[step]
         x = broadcast(stored.x).flatten(0, 1)
-        replayed = KERNELS[kernel](
-            x, network(x, stored.sigma, rows), sigma=stored.sigma, sigma_next=stored.sigma_next
-        )
+        replayed = KERNELS[kernel](x, network(x, stored.sigma, rows), sigma=stored.sigma, sigma_next=stored.sigma_next)
         z = np.stack([NOISE.step(p, member, step).double().numpy() for p in PROMPTS for member in range(GROUP)])
         _, std = reference.COEFFICIENTS[kernel](stored.sigma, stored.sigma_next, ETA)
         expected = reference.gaussian_log_density(std * z, np.zeros_like(z), std)

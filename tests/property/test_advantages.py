@@ -1,6 +1,7 @@
 """Group advantages against a loop over single groups, and the laws they must obey."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mixgrpo.rl.advantages import group_advantages
 
+Mix = Literal["advantages", "rewards"]
 mixes = pytest.mark.parametrize("mix", ["advantages", "rewards"])
 UNCLIPPED = 1e9
 
@@ -50,7 +52,7 @@ def score_tables(draw: st.DrawFn) -> tuple[dict[str, Tensor], dict[str, float]]:
 @mixes
 @given(score_tables(), st.sampled_from([0.5, 5.0, UNCLIPPED]))
 def test_advantages_equal_those_of_groups_computed_one_by_one(
-    mix: str, table: tuple[dict[str, Tensor], dict[str, float]], clip: float
+    mix: Mix, table: tuple[dict[str, Tensor], dict[str, float]], clip: float
 ) -> None:
     tables, weights = table
     expected = reference.advantages(
@@ -62,7 +64,7 @@ def test_advantages_equal_those_of_groups_computed_one_by_one(
 
 @mixes
 @given(scores(failures=True))
-def test_advantages_of_a_group_sum_to_zero(mix: str, values: Tensor) -> None:
+def test_advantages_of_a_group_sum_to_zero(mix: Mix, values: Tensor) -> None:
     result = group_advantages({"ocr": values}, mix=mix, clip=UNCLIPPED)
     assert result.sum(1).abs().max() < 1e-4
 
@@ -70,7 +72,7 @@ def test_advantages_of_a_group_sum_to_zero(mix: str, values: Tensor) -> None:
 @mixes
 @given(scores(failures=True), st.floats(-50, 50), st.floats(0.01, 100))
 def test_advantages_do_not_change_when_scores_are_shifted_and_scaled(
-    mix: str, values: Tensor, shift: float, scale: float
+    mix: Mix, values: Tensor, shift: float, scale: float
 ) -> None:
     plain = group_advantages({"ocr": values}, mix=mix)
     moved = group_advantages({"ocr": scale * values + shift}, mix=mix)
@@ -88,7 +90,7 @@ def test_advantages_have_unit_spread_in_the_population_sense(values: Tensor) -> 
 
 @mixes
 @given(st.floats(-1000, 1000, width=32), st.integers(2, 24), st.floats(0.1, 2.0))
-def test_a_group_of_equal_scores_gets_exactly_zero(mix: str, score: float, group_size: int, weight: float) -> None:
+def test_a_group_of_equal_scores_gets_exactly_zero(mix: Mix, score: float, group_size: int, weight: float) -> None:
     result = group_advantages(
         {"ocr": torch.full((2, group_size), score), "colors": torch.full((2, group_size), 0.1)},
         weights={"ocr": weight, "colors": 1.0},
@@ -99,7 +101,7 @@ def test_a_group_of_equal_scores_gets_exactly_zero(mix: str, score: float, group
 
 @mixes
 @given(scores(failures=True))
-def test_samples_that_could_not_be_scored_count_for_nothing(mix: str, values: Tensor) -> None:
+def test_samples_that_could_not_be_scored_count_for_nothing(mix: Mix, values: Tensor) -> None:
     result = group_advantages({"ocr": values}, mix=mix)
     assert (result[values.isnan()] == 0).all()
     for row, group in zip(result, values, strict=True):
@@ -109,7 +111,7 @@ def test_samples_that_could_not_be_scored_count_for_nothing(mix: str, values: Te
 
 
 @mixes
-def test_a_failure_in_one_reward_masks_the_sample_in_all(mix: str) -> None:
+def test_a_failure_in_one_reward_masks_the_sample_in_all(mix: Mix) -> None:
     ocr = torch.tensor([[0.0, 1.0, 5.0, 3.0]])
     colors = torch.tensor([[1.0, 2.0, math.nan, 0.0]])
     result = group_advantages({"ocr": ocr, "colors": colors}, mix=mix)
@@ -120,7 +122,7 @@ def test_a_failure_in_one_reward_masks_the_sample_in_all(mix: str) -> None:
 
 
 @mixes
-def test_a_failure_in_a_reward_of_weight_zero_changes_nothing(mix: str) -> None:
+def test_a_failure_in_a_reward_of_weight_zero_changes_nothing(mix: Mix) -> None:
     ocr = torch.tensor([[0.0, 1.0, 5.0, 3.0]])
     watched = torch.tensor([[math.nan, 2.0, math.nan, 0.0]])
     result = group_advantages({"ocr": ocr, "watched": watched}, weights={"ocr": 1.0, "watched": 0.0}, mix=mix)
@@ -171,7 +173,7 @@ def test_one_outlier_is_clipped_to_the_range() -> None:
 
 @mixes
 @given(scores(failures=True))
-def test_advantages_are_finite_float32_and_within_the_clip_range(mix: str, values: Tensor) -> None:
+def test_advantages_are_finite_float32_and_within_the_clip_range(mix: Mix, values: Tensor) -> None:
     result = group_advantages({"ocr": values, "colors": values.nan_to_num() ** 2}, mix=mix, clip=1.5)
     assert result.dtype == torch.float32
     assert result.shape == values.shape

@@ -41,7 +41,7 @@ def test_first_sigma_after_noise_of_the_papers_schedule_is_known() -> None:
 
 @pytest.mark.parametrize(("num_steps", "shift"), [(0, 3.0), (-1, 3.0), (5, 0.0), (5, -1.0), (5, float("nan"))])
 def test_impossible_schedules_are_refused(num_steps: int, shift: float) -> None:
-    with pytest.raises(ValueError, match="num_steps|shift"):
+    with pytest.raises(ValueError, match=r"num_steps|shift"):
         shifted_sigmas(num_steps, shift)
 
 
@@ -87,9 +87,7 @@ def test_sampling_calls_count_shared_steps_once_for_a_group(
     """Steps before the window and the window's first are one call for all; with no window all of them are."""
     num_steps, window = layout
     plan = plan_trajectory(num_steps=num_steps, shift=3.0, window=window, tail_ratio=ratio)
-    calls_of_a_group = sum(
-        1 if not window or step <= window.start else group_size for step in range(plan.num_steps)
-    )
+    calls_of_a_group = sum(1 if not window or step <= window.start else group_size for step in range(plan.num_steps))
     assert plan.nfe(group_size, True) * group_size == pytest.approx(calls_of_a_group)
     assert plan.nfe(group_size, False) == plan.num_steps
 
@@ -129,7 +127,8 @@ def test_flash_with_a_frozen_window_takes_the_papers_numbers_of_calls(ratio: flo
 def test_flash_takes_the_papers_average_number_of_calls(ratio: float, calls: float) -> None:
     """Window starts 0 to 14, as 300 iterations of interval 20 visit them."""
     plans = [
-        plan_trajectory(num_steps=25, shift=3.0, window=range(l, l + 4), tail_ratio=ratio) for l in range(15)
+        plan_trajectory(num_steps=25, shift=3.0, window=range(start, start + 4), tail_ratio=ratio)
+        for start in range(15)
     ]
     assert sum(plan.nfe(12, False) for plan in plans) / 15 == pytest.approx(calls, abs=0.1)
 

@@ -51,9 +51,7 @@ class DPMSolverPP:
         """Forget the predictions of the trajectory so far."""
         self._history.clear()
 
-    def observe(
-        self, x: Float[Tensor, " batch *latent"], v: Float[Tensor, " batch *latent"], *, sigma: float
-    ) -> None:
+    def observe(self, x: Float[Tensor, " batch *latent"], v: Float[Tensor, " batch *latent"], *, sigma: float) -> None:
         """Remember the prediction at `sigma` of a step that something else takes."""
         x0 = _at_least_float32(x) - sigma * _at_least_float32(v)
         self._history = [(_log_snr(sigma), x0), *self._history][: self.order]

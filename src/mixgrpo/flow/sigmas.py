@@ -2,7 +2,7 @@
 
 
 def shift_time(u: float, shift: float) -> float:
-    """Map evenly spaced time `u` in [0, 1] to sigma = k u / (1 + (k - 1) u), with k = `shift` (arXiv 2403.03206, eq. 23)."""
+    """Map evenly spaced time `u` in [0, 1] to sigma = k u / (1 + (k - 1) u), k = `shift` (arXiv 2403.03206, eq. 23)."""
     return shift * u / (1.0 + (shift - 1.0) * u)
 
 

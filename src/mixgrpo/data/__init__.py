@@ -1,0 +1,1 @@
+"""Prompts: reading them, and which ones an iteration gets."""

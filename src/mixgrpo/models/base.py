@@ -1,0 +1,65 @@
+"""What the project needs of a generator: four methods and three facts. No loop and no reinforcement learning here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """The encoded prompts of a batch: tensors whose first dim is the prompt, by the names the adapter gave them."""
+
+    tensors: dict[str, Tensor]
+
+    def take(self, rows: Tensor) -> "Conditioning":
+        """Return the conditioning of the prompts at `rows`, an index tensor [B]."""
+        return Conditioning({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+
+class FlowModel(Protocol):
+    """A text-to-image flow-matching model. Latents are [B, *latent_shape] in whatever packing the model likes."""
+
+    lora_targets: tuple[str, ...]
+    """Names of the layers that get an adapter unless told otherwise."""
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The network that predicts the velocity; the only part that is trained. Can be exchanged."""
+        ...
+
+    @transformer.setter
+    def transformer(self, transformer: nn.Module) -> None: ...
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's latent."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts."""
+        ...
+
+    def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """Predict v = noise - x0 at x [B, *latent], guidance included."""
+        ...
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Turn latents at sigma 0 into images, float32 [B, 3, H, W] in [0, 1], on the CPU."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that the family's own diffusers pipeline loads."""
+        ...
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the adapter alone in the form that the pipeline's `load_lora_weights` takes."""
+        ...

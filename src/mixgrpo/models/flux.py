@@ -1,0 +1,141 @@
+"""FLUX.1 as diffusers has it: latents are packed 2 x 2 into tokens, guidance is an embedding."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import FluxPipeline
+from peft import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from mixgrpo.errors import ConfigError
+from mixgrpo.models.base import Conditioning
+
+LORA_TARGETS: tuple[str, ...] = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+)
+"""Attention and feed-forward layers of the two-stream blocks, and the attention of the one-stream blocks."""
+
+
+class FluxModel:
+    """A `FluxPipeline` as a `FlowModel`: x is [B, height / 2f * width / 2f, 4 * channels], f the VAE's factor."""
+
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+
+    def __init__(
+        self,
+        pipeline: FluxPipeline,
+        *,
+        height: int,
+        width: int,
+        guidance_scale: float,
+        max_sequence_length: int,
+        autocast: torch.dtype | None,
+    ) -> None:
+        """Take a loaded pipeline; everything but the transformer is frozen.
+
+        Raises:
+            ConfigError: if `height` or `width` is not a multiple of what the VAE and the packing need.
+        """
+        self.pipeline = pipeline
+        self._multiple = pipeline.vae_scale_factor * 2
+        for name, value in (("height", height), ("width", width)):
+            if value % self._multiple:
+                below = value - value % self._multiple
+                raise ConfigError(
+                    f"model.{name} ({value}) must be a multiple of {self._multiple} for this model; "
+                    f"nearest: {below} or {below + self._multiple}"
+                )
+        self.height, self.width = height, width
+        self.guidance_scale = guidance_scale
+        self.max_sequence_length = max_sequence_length
+        self.autocast = autocast
+        for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
+            part.requires_grad_(False).eval()
+        tokens_high, tokens_wide = height // self._multiple, width // self._multiple
+        self._image_ids = FluxPipeline._prepare_latent_image_ids(
+            1, tokens_high, tokens_wide, self.device, torch.float32
+        )
+        self.latent_shape: tuple[int, ...] = (
+            tokens_high * tokens_wide,
+            pipeline.transformer.config.in_channels,
+        )
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The `FluxTransformer2DModel`."""
+        return self.pipeline.transformer
+
+    @transformer.setter
+    def transformer(self, transformer: nn.Module) -> None:
+        self.pipeline.transformer = transformer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return next(self.pipeline.transformer.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode with T5 (padded to `max_sequence_length`, as the pipeline does) and CLIP (pooled)."""
+        text, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(prompts),
+            prompt_2=None,
+            device=self.device,
+            max_sequence_length=self.max_sequence_length,
+        )
+        return Conditioning({"text": cast(Tensor, text), "pooled": cast(Tensor, pooled)})
+
+    def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """Predict the velocity; sigma goes in as it is, not rounded to a thousandth."""
+        text, pooled = conditioning.tensors["text"], conditioning.tensors["pooled"]
+        batch, dtype = len(x), self.autocast or text.dtype
+        guidance = None
+        if cast(Any, self.transformer).config.guidance_embeds:
+            guidance = torch.full((batch,), self.guidance_scale, device=x.device)
+        with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.transformer(
+                hidden_states=x.to(dtype),
+                timestep=torch.full((batch,), sigma, device=x.device),
+                guidance=guidance,
+                pooled_projections=pooled,
+                encoder_hidden_states=text,
+                txt_ids=torch.zeros(text.shape[1], 3, device=x.device),
+                img_ids=self._image_ids,
+                return_dict=False,
+            )[0]
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Unpack, undo the VAE's scaling, decode."""
+        vae = self.pipeline.vae
+        latents = FluxPipeline._unpack_latents(x, self.height, self.width, self.pipeline.vae_scale_factor)
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return (images.float() / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
+
+    def save(self, folder: Path) -> None:
+        """Write the pipeline as safetensors; `FluxPipeline.from_pretrained(folder)` loads it."""
+        self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the adapter alone, with its scale; `pipeline.load_lora_weights(folder)` loads it."""
+        transformer = cast(Any, self.transformer)
+        FluxPipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers=cast(Any, get_peft_model_state_dict(transformer)),
+            transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+            safe_serialization=True,
+        )

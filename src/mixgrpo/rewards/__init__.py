@@ -1,0 +1,110 @@
+"""Rewards: `(images, prompts) -> one score per image`.
+
+`REWARDS` are the built-in ones, by name. Anything else is an import path `package.module:factory`, where
+`factory(**options)` returns the reward. Nothing heavy, torch included, is imported before a reward is made.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from mixgrpo.errors import ConfigError
+from mixgrpo.rewards.base import NamedReward, Reward, Scores
+
+
+def _ocr(*, threads: int = 1) -> Reward:
+    from mixgrpo.rewards.ocr import OcrReward  # noqa: PLC0415
+
+    return OcrReward(threads=threads)
+
+
+def _colors() -> Reward:
+    from mixgrpo.rewards.colors import ColorReward  # noqa: PLC0415
+
+    return ColorReward()
+
+
+def _jpeg(*, quality: int = 95) -> Reward:
+    from mixgrpo.rewards.toy import JpegReward  # noqa: PLC0415
+
+    return JpegReward(quality=quality)
+
+
+def _brightness() -> Reward:
+    from mixgrpo.rewards.toy import BrightnessReward  # noqa: PLC0415
+
+    return BrightnessReward()
+
+
+REWARDS: dict[str, Callable[..., Reward]] = {
+    "brightness": _brightness,
+    "colors": _colors,
+    "jpeg": _jpeg,
+    "ocr": _ocr,
+}
+"""Name -> what makes the reward from its options."""
+
+
+def make_reward(use: str, options: Mapping[str, Any] | None = None) -> Reward:
+    """Make the built-in reward called `use`, or the one that the import path `use` leads to.
+
+    An import path is `package.module:factory`; modules in the working directory are found too. The factory
+    gets the options as keyword arguments and returns a `Reward`, or a plain function `(images, prompts) ->
+    scores`.
+
+    Raises:
+        ConfigError: There is no such reward, its module or factory is not there, or it does not take the
+            options.
+        MissingExtraError: The reward needs a package that is not installed.
+    """
+    options = dict(options or {})
+    if use not in REWARDS and ":" not in use:
+        close = get_close_matches(use, REWARDS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"there is no reward {use!r}.{hint} Built in are: {', '.join(sorted(REWARDS))}. "
+            f"A reward of your own is an import path: package.module:factory"
+        )
+    factory = REWARDS[use] if use in REWARDS else _import_factory(use)
+    try:
+        made = factory(**options)
+    except TypeError as error:
+        hint = "" if use in REWARDS else ". The path must name a factory, which returns the reward when called"
+        raise ConfigError(f"the reward {use!r} cannot be made with the options {options}: {error}{hint}") from error
+    if isinstance(made, Reward):
+        return made
+    if not callable(made):
+        raise ConfigError(
+            f"the reward {use!r}: its factory returned {made!r}, not something to call with (images, prompts)"
+        )
+    return NamedReward(use, made)
+
+
+def _import_factory(path: str) -> Callable[..., Any]:
+    """Import what `package.module:factory` names."""
+    module_name, _, name = path.partition(":")
+    if not (name.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise ConfigError(f"the reward {path!r} is not an import path of the form package.module:factory")
+    # A console script, unlike `python -m`, does not look in the folder it is started in, where a user's
+    # reward lies.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"the reward {path!r}: the module {module_name!r} cannot be imported: {error}") from error
+    names = vars(module)
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        hint = f". Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"the reward {path!r}: the module {module_name!r} has no {name!r}{hint}")
+    if not callable(names[name]):
+        raise ConfigError(f"the reward {path!r}: {name!r} is not callable; it must be a factory that returns a reward")
+    return names[name]
+
+
+__all__ = ["REWARDS", "Reward", "Scores", "make_reward"]

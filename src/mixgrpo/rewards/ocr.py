@@ -1,0 +1,189 @@
+"""Whether the picture says the word that the prompt asks for, as a text recogniser reads it.
+
+The task is Flow-GRPO's (https://arxiv.org/abs/2505.05470): score 1 - (edit distance) / (length of the asked
+word). The recogniser is the PP-OCR network inside the `rapidocr` package, without its text detector: **the
+whole picture is read as one line**. The network's file is run by onnxruntime itself, because rapidocr pads
+every picture to 48 x 320, twice the work of a 32 x 96 picture, and sets up its own logging when it is
+imported.
+
+Pictures go through the network one by one. Batches are hardly faster on a CPU, while the matrix products of
+one picture and of several differ in the last bits: so no score depends on which other pictures were scored
+with it.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, files
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mixgrpo.errors import ConfigError, MissingExtraError, RewardError
+from mixgrpo.rewards.base import Scores, mask_unscorable
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+_HEIGHT = 48  # of the pictures that PP-OCR was trained on; the network takes no other
+_STRIDE = 8  # pixels of width per letter position
+_MARGIN = 16  # mid-grey columns on the right: without any, a last letter at the edge is misread now and then
+_QUOTED = re.compile(r'["\u201c\u201d]([^"\u201c\u201d]*)["\u201c\u201d]')
+
+
+class Recogniser(NamedTuple):
+    """A text recognition network and its letters."""
+
+    session: "InferenceSession"
+    input_name: str
+    letters: tuple[str, ...]
+    """What each class of the network stands for; the first is "no letter here"."""
+
+
+class OcrReward:
+    """Reads every picture and compares with the first text in double quotes of its prompt.
+
+    The score is 1 - (edit distance) / (length of the asked word), clipped to [0, 1]. The detail `exact` is 1
+    where the two are equal. Case and spaces are ignored on both sides, and full-width letters count as
+    ordinary ones: several capitals are only larger small letters, and a gap is a space or is not depending on
+    the typeface. Everything else counts, letters beyond the asked word included, so writing more than was
+    asked never pays.
+    """
+
+    name = "ocr"
+
+    def __init__(self, *, threads: int = 1) -> None:
+        """Load the recogniser, which computes with `threads` threads.
+
+        Raises:
+            ConfigError: `threads` is not a positive number.
+            MissingExtraError: `rapidocr` or `onnxruntime` is not installed.
+        """
+        load_recogniser(threads)  # now rather than at the first picture, for its errors come before any training
+        self.threads = threads
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
+        """Score images [B, 3, H, W] in [0, 1] against prompts: values and `exact`, [B], in [0, 1].
+
+        Raises:
+            RewardError: A prompt has no text in double quotes.
+        """
+        asked = [_comparable(asked_word(prompt)) for prompt in prompts]
+        read = [_comparable(word) for word in read_words(images, threads=self.threads)]
+        pairs = list(zip(read, asked, strict=True))
+        values = torch.tensor([max(0.0, 1 - edit_distance(a, b) / len(b)) for a, b in pairs])
+        exact = torch.tensor([float(a == b) for a, b in pairs])
+        return Scores(mask_unscorable(values, images), {"exact": mask_unscorable(exact, images)})
+
+
+def asked_word(prompt: str) -> str:
+    """Return the first text in double quotes of a prompt, as written.
+
+    Raises:
+        RewardError: There is none, or nothing but spaces.
+    """
+    quoted = _QUOTED.search(prompt)
+    if quoted is None or not quoted[1].strip():
+        raise RewardError(
+            f"the ocr reward found no word in double quotes in the prompt {prompt!r}. "
+            f'Ask for one, as in: the word "RIVER" in red on white'
+        )
+    return quoted[1]
+
+
+def read_words(images: Tensor, *, threads: int = 1) -> list[str]:
+    """Read every picture of [B, 3, H, W] in [0, 1] as one line of text; "" where there is none.
+
+    Returns the text as the network gives it, case and spaces kept.
+
+    Raises:
+        MissingExtraError: `rapidocr` or `onnxruntime` is not installed.
+    """
+    recogniser = load_recogniser(threads)
+    texts: list[str] = []
+    for picture in _prepare(images):
+        likelihoods = np.asarray(recogniser.session.run(None, {recogniser.input_name: picture[None].numpy()})[0])
+        texts.append(_decode(likelihoods[0].argmax(axis=1).tolist(), recogniser.letters))
+    return texts
+
+
+@cache
+def load_recogniser(threads: int = 1) -> Recogniser:
+    """Load the recogniser that comes inside the `rapidocr` package; the same `threads` give the same one.
+
+    Raises:
+        ConfigError: `threads` is not a positive number.
+        MissingExtraError: `rapidocr` or `onnxruntime` is not installed.
+    """
+    if threads < 1:
+        raise ConfigError(f"the ocr reward's threads must be at least 1, got {threads}")
+    model = _model_file()
+    if find_spec("onnxruntime") is None:
+        raise MissingExtraError("the ocr reward", "onnxruntime", "ocr")
+    import onnxruntime  # noqa: PLC0415 (comes with an extra)
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads  # left alone it takes every core, away from the training
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads free their core
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    letters = session.get_modelmeta().custom_metadata_map["character"].splitlines()
+    return Recogniser(session, session.get_inputs()[0].name, ("", *letters, " "))
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Return how many letters must be put in, taken out or replaced to turn `a` into `b` (Levenshtein)."""
+    row = list(range(len(b) + 1))
+    for i, letter in enumerate(a, start=1):
+        above, row = row, [i]
+        for j, other in enumerate(b, start=1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != other)))
+    return row[-1]
+
+
+def _model_file() -> str:
+    """Return the recogniser's file as it was installed: models downloaded beside it later do not count."""
+    try:
+        installed = files("rapidocr") or []
+    except PackageNotFoundError as error:
+        raise MissingExtraError("the ocr reward", "rapidocr", "ocr") from error
+    models = sorted(str(file.locate()) for file in installed if file.match("rapidocr/models/*rec*.onnx"))
+    if not models:
+        raise RewardError(
+            "the ocr reward needs the recogniser inside the package 'rapidocr', but the installed version has none. "
+            "Install another with: pip install --upgrade 'mixgrpo[ocr]'"
+        )
+    return models[0]
+
+
+def _comparable(text: str) -> str:
+    """Drop what the reward ignores: case, spaces, and the width of letters."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _prepare(images: Tensor) -> Tensor:
+    """Turn images [B, 3, H, W] in [0, 1] into the network's input: BGR in [-1, 1], [B, 3, 48, W'].
+
+    Colours are first rounded to 8 bits: what is read is what a saved file shows.
+    """
+    pixels = (images.detach().nan_to_num().clamp(0, 1) * 255).round().to("cpu", torch.float32) / 255
+    height, width = pixels.shape[-2:]
+    text_width = max(1, round(width * _HEIGHT / height))
+    size = (_HEIGHT, text_width)
+    # Smoothing matters only when shrinking, where every second stroke would be skipped without it.
+    resized = functional.interpolate(pixels.flip(1), size=size, mode="bilinear", antialias=height > _HEIGHT)
+    padded_width = math.ceil((text_width + _MARGIN) / _STRIDE) * _STRIDE
+    return functional.pad(resized * 2 - 1, (0, padded_width - text_width)).contiguous()
+
+
+def _decode(classes: Sequence[int], letters: Sequence[str]) -> str:
+    """Read classes, one per position, as CTC does: a run of one class is one letter, class 0 is none."""
+    previous = (0, *classes)
+    return "".join(letters[now] for now, before in zip(classes, previous, strict=False) if now != before)

@@ -1,0 +1,123 @@
+"""Drawing images by plain ODE sampling, with one model or with two in turn, and scoring them."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mixgrpo.errors import ConfigError
+from mixgrpo.flow.noise import Noise
+from mixgrpo.flow.plan import plan_trajectory
+from mixgrpo.flow.rollout import rollout
+from mixgrpo.models import FlowModel
+from mixgrpo.rewards.scorer import Scorer
+from mixgrpo.train.scores import Means, join_tables, summarise
+
+Progress = Callable[[int, int], None]
+"""(images done, images in all) -> None."""
+
+
+@torch.no_grad()
+def draw_batches(
+    model: FlowModel,
+    prompts: Sequence[str],
+    *,
+    num_steps: int,
+    shift: float,
+    seed: int,
+    batch: int,
+    base: FlowModel | None = None,
+    tuned_fraction: float = 1.0,
+) -> Iterator[tuple[range, Tensor]]:
+    """Draw one image per prompt, `batch` at a time: yield (indices, images [b, 3, H, W] in [0, 1]).
+
+    Prompt i starts from the same noise whatever the batch or the model. With `base`, the first
+    round(tuned_fraction * num_steps) steps are `model`'s and the rest `base`'s (hybrid inference, arXiv 2507.21802,
+    table 18).
+
+    Raises:
+        ConfigError: if a fraction is given without a base model, or the two models have different latents.
+    """
+    if not 0.0 <= tuned_fraction <= 1.0:
+        raise ConfigError(f"the tuned fraction must be in [0, 1], got {tuned_fraction}")
+    if tuned_fraction < 1.0 and base is None:
+        raise ConfigError("a tuned fraction below 1 needs a base model to take the rest of the steps")
+    if base is not None and base.latent_shape != model.latent_shape:
+        raise ConfigError(f"the models' latents differ: {model.latent_shape} and {base.latent_shape}")
+    plan = plan_trajectory(num_steps=num_steps, shift=shift, window=range(0))
+    base_from = plan.sigmas[round(tuned_fraction * num_steps)]
+    noise = Noise(seed, 0, model.latent_shape)
+    for start in range(0, len(prompts), batch):
+        rows = range(start, min(start + batch, len(prompts)))
+        texts = [prompts[row] for row in rows]
+        tuned_conditioning = model.encode(texts)
+        base_conditioning = base.encode(texts) if base is not None else tuned_conditioning
+
+        def velocity(
+            x: Tensor, sigma: float, row: Tensor, tuned=tuned_conditioning, untuned=base_conditioning
+        ) -> Tensor:
+            if base is not None and sigma <= base_from:
+                return base.velocity(x, sigma, untuned.take(row))
+            return model.velocity(x, sigma, tuned.take(row))
+
+        trajectory = rollout(
+            velocity,
+            plan,
+            noise,
+            kernel=None,
+            prompts=rows,
+            group_size=1,
+            micro_batch=batch,
+            device=model.device,
+        )
+        yield rows, model.decode(trajectory.x0[:, 0])
+
+
+def draw_images(
+    model: FlowModel,
+    prompts: Sequence[str],
+    *,
+    num_steps: int,
+    shift: float,
+    seed: int,
+    batch: int,
+    base: FlowModel | None = None,
+    tuned_fraction: float = 1.0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw one image per prompt as `draw_batches` does and return them together, [N, 3, H, W] in [0, 1]."""
+    images = []
+    for rows, part in draw_batches(
+        model,
+        prompts,
+        num_steps=num_steps,
+        shift=shift,
+        seed=seed,
+        batch=batch,
+        base=base,
+        tuned_fraction=tuned_fraction,
+    ):
+        images.append(part)
+        if progress is not None:
+            progress(rows.stop, len(prompts))
+    return torch.cat(images)
+
+
+def score_batches(
+    batches: Iterator[tuple[range, Tensor]],
+    prompts: Sequence[str],
+    scorer: Scorer,
+    *,
+    on_images: Callable[[range, Tensor], None] | None = None,
+) -> Means:
+    """Score images while the next ones are drawn, and return the means.
+
+    Raises:
+        RewardError: if a reward could not score a single image.
+    """
+    pending = []
+    for rows, images in batches:
+        pending.append(scorer.submit(images, [prompts[row] for row in rows]))
+        if on_images is not None:
+            on_images(rows, images)
+    return summarise(join_tables([part.result() for part in pending]))

@@ -1,0 +1,325 @@
+"""A run from start to end: Algorithm 1 of arXiv 2507.21802 with evaluation, checkpoints and a report around it."""
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import mixgrpo
+from mixgrpo.config.load import dump_resolved
+from mixgrpo.config.schema import Config
+from mixgrpo.data.prompts import load_prompts, prompt_batch
+from mixgrpo.errors import ConfigError, MixGRPOError
+from mixgrpo.flow.noise import Noise
+from mixgrpo.flow.rollout import Kernel
+from mixgrpo.flow.steps import cps_kernel, dance_sde_kernel, flow_sde_kernel, gddim_kernel
+from mixgrpo.report import write_report
+from mixgrpo.rewards import make_reward
+from mixgrpo.rewards.scorer import Scorer
+from mixgrpo.rl.advantages import group_advantages
+from mixgrpo.rl.window import trained_steps
+from mixgrpo.train.checkpoint import load_checkpoint, save_checkpoint
+from mixgrpo.train.clock import Clock, Interrupted, StopRequest
+from mixgrpo.train.export import export_run, load_policy
+from mixgrpo.train.guard import check_collapse, check_failures, check_skipped
+from mixgrpo.train.inference import draw_batches, score_batches
+from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
+from mixgrpo.train.samples import SampleSheet
+from mixgrpo.train.scores import Means, summarise
+from mixgrpo.train.settings import make_plan, make_window
+from mixgrpo.train.state import RunState
+from mixgrpo.train.step import Experience, Updater, UpdateReport, sample_and_score
+
+KERNELS: dict[str, Kernel] = {
+    "flow_sde": flow_sde_kernel,
+    "dance_sde": dance_sde_kernel,
+    "cps": cps_kernel,
+    "gddim": gddim_kernel,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    reason: Literal["finished", "interrupted"]
+    iteration: int
+    run: Path
+
+
+def train(config: Config, run: Path, *, resume: bool = False, sinks: Sequence[MetricSink] = ()) -> Outcome:
+    """Train as `config` says and leave everything in the folder `run`; with `resume`, go on from its last checkpoint.
+
+    SIGINT and SIGTERM save a checkpoint and return "interrupted"; an iteration that was under way is done again later.
+
+    Raises:
+        MixGRPOError: for wrong settings, before anything is drawn; or when the run stops by itself (see `GuardConfig`),
+            in which case a checkpoint of the iteration before is on disk.
+    """
+    trainer = Trainer(config, run, resume=resume, sinks=sinks)
+    try:
+        return trainer.run_all()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """What lives as long as a run: model, optimiser, rewards, prompts, and the state between iterations."""
+
+    def __init__(self, config: Config, run: Path, *, resume: bool, sinks: Sequence[MetricSink]) -> None:
+        """Load everything, cheap things and likely mistakes first."""
+        self.config, self.run = config, run
+        if not resume:
+            run.mkdir(parents=True, exist_ok=True)
+            dump_resolved(config, run / "resolved.json")
+        self.prompts, self.heldout = _load_prompts(config)
+        self.scorer = make_scorer(config)
+        if config.model.threads:
+            torch.set_num_threads(config.model.threads)
+        self.policy = load_policy(config)
+        self.optimizer = torch.optim.AdamW(
+            list(self.policy.trained.values()),
+            lr=config.optim.lr,
+            betas=(config.optim.beta1, config.optim.beta2),
+            weight_decay=config.optim.weight_decay,
+        )
+        self.state = load_checkpoint(run, self.policy, self.optimizer) if resume else RunState()
+        self.window = make_window(config)
+        self.kernel: Kernel = partial(KERNELS[config.rollout.kernel], eta=config.rollout.eta)
+        self.clock, self.stop = Clock(), StopRequest()
+        self.updater = Updater(self.policy, self.optimizer, config, self.kernel, self.clock)
+        rows = JsonlSink(run / "metrics.jsonl", keep_before=self.state.iteration if resume else None)
+        self.sinks = Sinks([rows, *sinks])
+
+    def run_all(self) -> Outcome:
+        """Evaluate, iterate, evaluate."""
+        start = self.state.iteration
+        self.sinks.record(
+            {
+                "kind": "start",
+                "time": time.time(),
+                "version": mixgrpo.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+                "trained_parameters": sum(weight.numel() for weight in self.policy.trained.values()),
+                "resumed_from": start or None,
+            }
+        )
+        with self.stop.listening():
+            try:
+                for iteration in range(start, self.config.iterations):
+                    self.stop.check()
+                    if iteration % self.config.eval.every == 0:
+                        self.evaluate()
+                    self.iterate(iteration)
+                    if self.state.iteration % self.config.checkpoint.every == 0:
+                        self.save()
+                self.evaluate()
+            except Interrupted:
+                self.save()
+                return self._end("interrupted")
+            except MixGRPOError as error:
+                self.save()
+                self._end(f"stopped: {error}")
+                raise
+        self.save()
+        self.sinks.progress("exporting", 0, 1)
+        export_run(self.run, self.run / "export", policy=self.policy)
+        return self._end("finished")
+
+    def iterate(self, iteration: int) -> None:
+        """Sample a group for every prompt of the iteration, score it, and update the policy on the window's steps."""
+        config, started = self.config, time.perf_counter()
+        self.clock.take()
+        window = self.window.at(iteration)
+        plan = make_plan(config, window)
+        trained = trained_steps(self.window, iteration)
+        count = config.prompts_per_iteration
+        chosen = prompt_batch(config.seed, iteration, count=count, total=len(self.prompts))
+        with self.clock.span("sample"):
+            experience = sample_and_score(
+                self.policy,
+                self.scorer,
+                [self.prompts[index] for index in chosen],
+                config,
+                plan=plan,
+                noise=Noise(config.seed, iteration, self.policy.model.latent_shape),
+                kernel=self.kernel,
+                trained=trained,
+                clock=self.clock,
+                stop=self.stop,
+                progress=partial(self.sinks.progress, "sampling"),
+            )
+        check_failures(experience.scores, config)
+        scores = {name: values.reshape(count, -1) for name, values in experience.scores.values.items()}
+        advantages = group_advantages(
+            scores,
+            weights={reward.name: reward.weight for reward in config.rewards},
+            mix=config.loss.reward_mix,
+            clip=config.loss.advantage_clip,
+        ).to(self.policy.model.device)
+        with self.clock.span("update"):
+            report = self.updater.update(
+                experience,
+                advantages,
+                first_update=self.state.updates,
+                stop=self.stop,
+                progress=partial(self.sinks.progress, "updating"),
+            )
+        self.state.updates += config.loss.updates_per_iteration
+        self.state.iteration = iteration + 1
+        self._record(iteration, window, experience, scores, advantages, report, time.perf_counter() - started)
+        self.state.skipped_in_a_row = check_skipped(self.state.skipped_in_a_row, report, config)
+        check_collapse(self.state.reward_history, config)
+
+    def evaluate(self) -> None:
+        """Draw the held-out prompts by ODE sampling from fixed noise, score them, and keep the best weights."""
+        config, started, iteration = self.config, time.perf_counter(), self.state.iteration
+        self.sinks.progress("evaluating", 0, len(self.heldout))
+        sheet = SampleSheet(self.run, iteration, self.heldout[: config.eval.samples])
+        batches = draw_batches(
+            self.policy.model,
+            self.heldout,
+            num_steps=config.eval.num_steps,
+            shift=config.rollout.shift,
+            seed=config.eval.seed,
+            batch=config.rollout.micro_batch,
+        )
+
+        def keep(rows: range, images: Tensor) -> None:
+            self.stop.check()
+            sheet.add(rows, images)
+            self.sinks.progress("evaluating", rows.stop, len(self.heldout))
+
+        with self.policy.averaged():
+            means = score_batches(batches, self.heldout, self.scorer, on_images=keep)
+        sheet.close()
+        value = self._judge(means)
+        # a run that was resumed here evaluates the same weights again
+        best = self.state.best is None or value > self.state.best or self.state.best_iteration == iteration
+        if best:
+            self.state.best, self.state.best_iteration = value, iteration
+            self.save(best=True)
+        self.sinks.record(
+            {
+                "kind": "eval",
+                "iteration": iteration,
+                "time": time.time(),
+                "seconds": time.perf_counter() - started,
+                "weights": "average" if self.policy.average else "policy",
+                "num_prompts": len(self.heldout),
+                "rewards": means.rewards,
+                "details": means.details,
+                "standard_errors": means.standard_errors,
+                "failed": means.failed,
+                "best": best,
+            }
+        )
+        write_report(self.run)
+
+    def save(self, *, best: bool = False) -> None:
+        """Write a checkpoint of the state between two iterations."""
+        self.sinks.progress("saving", 0, 1)
+        save_checkpoint(self.run, self.state, self.policy, self.optimizer, keep=self.config.checkpoint.keep, best=best)
+
+    def close(self) -> None:
+        """Let go of threads and files."""
+        self.scorer.close()
+        self.sinks.close()
+
+    def _judge(self, means: Means) -> float:
+        """Return the held-out figure that decides which weights are best."""
+        if self.config.eval.best:
+            return means.rewards[self.config.eval.best]
+        return sum(reward.weight * means.rewards[reward.name] for reward in self.config.rewards)
+
+    def _record(
+        self,
+        iteration: int,
+        window: range,
+        experience: Experience,
+        scores: dict[str, Tensor],
+        advantages: Tensor,
+        report: UpdateReport,
+        seconds: float,
+    ) -> None:
+        means = summarise(experience.scores)
+        for name, mean in means.rewards.items():
+            self.state.reward_history.setdefault(name, []).append(mean)
+        num_samples = advantages.numel()
+        self.sinks.record(
+            {
+                "kind": "train",
+                "iteration": iteration,
+                "time": time.time(),
+                "seconds": seconds,
+                "window": [window.start, window.stop],
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "rewards": {
+                    name: {
+                        "mean": means.rewards[name],
+                        "std": _spread(values.flatten()),
+                        "group_std": _group_spread(values),
+                        "failed": means.failed[name],
+                    }
+                    for name, values in scores.items()
+                },
+                "details": means.details,
+                **report.metrics,
+                "grad_norm": report.grad_norm,
+                "skipped_updates": report.skipped,
+                "skipped_groups": int((advantages == 0).all(1).sum()),
+                "steps": {str(step): figures for step, figures in report.steps.items()},
+                "calls": {"sampling": experience.calls / num_samples, "update": report.calls / num_samples},
+                "timing": self._timing(seconds),
+            }
+        )
+
+    def _timing(self, seconds: float) -> dict[str, float]:
+        spans = self.clock.take()
+        inside = sum(spans.get(name, 0.0) for name in ("model", "decode", "score_wait", "encode"))
+        return {**spans, "other": seconds - inside}
+
+    def _end(self, reason: str) -> Outcome:
+        self.sinks.record({"kind": "end", "iteration": self.state.iteration, "time": time.time(), "reason": reason})
+        write_report(self.run)
+        return Outcome("finished" if reason == "finished" else "interrupted", self.state.iteration, self.run)
+
+
+def make_scorer(config: Config) -> Scorer:
+    """Build the rewards of a config and the threads that call them."""
+    return Scorer(
+        {reward.name: make_reward(reward.use or reward.name, reward.options) for reward in config.rewards},
+        timeout={reward.name: reward.timeout for reward in config.rewards},
+    )
+
+
+def _load_prompts(config: Config) -> tuple[list[str], list[str]]:
+    """Return the training prompts and the held-out ones, after checking that they do not overlap."""
+    prompts, heldout = load_prompts(config.prompts.train), load_prompts(config.prompts.heldout)
+    if len(prompts) < config.prompts_per_iteration:
+        raise ConfigError(
+            f"prompts.train holds {len(prompts)} prompts, fewer than prompts_per_iteration "
+            f"({config.prompts_per_iteration})"
+        )
+    if both := set(prompts) & set(heldout):
+        raise ConfigError(f"prompts.heldout must not be trained on, but prompts.train holds {min(both)!r} too")
+    return prompts, heldout[: config.eval.num_prompts or None]
+
+
+def _spread(values: Tensor) -> float | None:
+    scored = values[torch.isfinite(values)]
+    return scored.std(correction=0).item() if len(scored) else None
+
+
+def _group_spread(values: Tensor) -> float | None:
+    """Return the mean over the groups of their standard deviations."""
+    spreads = [spread for group in values if (spread := _spread(group)) is not None]
+    return sum(spreads) / len(spreads) if spreads else None

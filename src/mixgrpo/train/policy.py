@@ -1,0 +1,113 @@
+"""The weights that are trained, those they started from, and their moving average."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from torch import Tensor, nn
+
+from mixgrpo.config.schema import LoraConfig
+from mixgrpo.errors import ConfigError
+from mixgrpo.models import Conditioning, FlowModel
+
+
+class Policy:
+    """A model whose transformer is trained, in full or through low-rank adapters.
+
+    Trained weights are float32 whatever the rest is. The reference is the starting model: with adapters it is the
+    model with adapters off, in full fine-tuning a frozen copy that exists only if asked for.
+    """
+
+    def __init__(
+        self, model: FlowModel, lora: LoraConfig, *, seed: int, with_reference: bool, ema_decay: float
+    ) -> None:
+        """Make the transformer of `model` trainable.
+
+        Raises:
+            ConfigError: if no layer of the model has one of the names in `lora.target_modules`.
+        """
+        self.model = model
+        self.uses_lora = lora.rank > 0
+        self._frozen: nn.Module | None = None
+        if self.uses_lora:
+            _add_adapters(model, lora, seed)
+        else:
+            if with_reference:
+                self._frozen = copy.deepcopy(model.transformer)
+            model.transformer.float().requires_grad_(True)
+        self.trained: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in model.transformer.named_parameters() if parameter.requires_grad
+        }
+        self.ema_decay = ema_decay
+        self.average: dict[str, Tensor] = (
+            {name: parameter.detach().clone() for name, parameter in self.trained.items()} if ema_decay else {}
+        )
+
+    def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """Predict with the trained weights."""
+        return self.model.velocity(x, sigma, conditioning)
+
+    @torch.no_grad()
+    def reference_velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """Predict with the weights that training started from."""
+        with self._reference():
+            return self.model.velocity(x, sigma, conditioning)
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the average towards the trained weights; does nothing without one."""
+        for name, average in self.average.items():
+            average.lerp_(self.trained[name], 1.0 - self.ema_decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Use the average, where there is one, in place of the trained weights."""
+        if not self.average:
+            yield
+            return
+        kept = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+        self.load(self.average)
+        try:
+            yield
+        finally:
+            self.load(kept)
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Copy `weights` into the trained weights of the same names."""
+        for name, parameter in self.trained.items():
+            parameter.copy_(weights[name])
+
+    @contextmanager
+    def _reference(self) -> Iterator[None]:
+        trained = self.model.transformer
+        if self.uses_lora:
+            trained.disable_adapters()  # pyright: ignore[reportCallIssue]
+        elif self._frozen is None:
+            raise AssertionError("a reference was not asked for when the policy was made")
+        else:
+            self.model.transformer = self._frozen
+        try:
+            yield
+        finally:
+            if self.uses_lora:
+                trained.enable_adapters()  # pyright: ignore[reportCallIssue]
+            else:
+                self.model.transformer = trained
+
+
+def _add_adapters(model: FlowModel, lora: LoraConfig, seed: int) -> None:
+    targets = list(lora.target_modules or model.lora_targets)
+    settings = PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # peft draws the adapters' start from the global generator
+        try:
+            model.transformer.add_adapter(settings)  # pyright: ignore[reportCallIssue]
+        except ValueError as error:
+            raise ConfigError(f"lora.target_modules {targets} does not fit this model: {error}") from error
+    for name, parameter in model.transformer.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

@@ -1,0 +1,115 @@
+"""Rewards that fail inside a run, runs that must stop, and what they leave behind."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixgrpo.config.schema import Config
+from mixgrpo.errors import CheckpointError, ConfigError, RewardError, TrainingError
+from mixgrpo.train.guard import check_collapse
+from mixgrpo.train.loop import train
+
+
+class Faulty:
+    """Brightness that fails for the pictures of some calls in a way of one's choice."""
+
+    name = "faulty"
+
+    def __init__(self, fault: str, share: float) -> None:
+        self.fault, self.share = fault, share
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        scores = images.mean((1, 2, 3))
+        bad = torch.arange(len(images)) % 4 < 4 * self.share
+        if self.fault == "nan":
+            return torch.where(bad, math.nan, scores)
+        if self.fault == "raise" and bool(bad.any()) and (len(images) > 1 or float(scores[0]) < 0.5):
+            raise ValueError("this picture is too dark")
+        if self.fault == "hang":
+            time.sleep(2.0)
+        return scores
+
+
+def make_faulty(fault: str, share: float = 0.25) -> Faulty:
+    return Faulty(fault, share)
+
+
+def _train_rows(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == "train"]
+
+
+def _faulty(fault: str, **options: object) -> list[dict[str, object]]:
+    use = {
+        "name": "faulty",
+        "use": f"{__name__}:make_faulty",
+        "options": {"fault": fault, **options},
+        "timeout": 1.0,
+    }
+    return [use, {"name": "brightness"}]
+
+
+def test_nan_scores_are_counted_and_left_out(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    train(make_config(iterations=1, rewards=_faulty("nan")), tmp_path / "run")
+    row = _train_rows(tmp_path / "run")[0]
+    assert row["rewards"]["faulty"]["failed"] == 2  # one of every four
+    assert row["rewards"]["brightness"]["failed"] == 0
+    assert 0.1 < row["rewards"]["faulty"]["mean"] < 0.9
+    assert row["skipped_groups"] == 0
+
+
+@pytest.mark.parametrize("fault", ["nan", "hang"])
+def test_reward_that_fails_too_often_stops_the_run_by_name(
+    fault: str, tmp_path: Path, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(iterations=1, rewards=_faulty(fault, share=1.0))
+    with pytest.raises(RewardError, match="faulty"):
+        train(config, tmp_path / "run")
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "end"
+    assert "faulty" in last["reason"]
+
+
+def test_collapsed_reward_stops_the_run(make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    steady = {"brightness": [0.5] * 25, "jpeg": [0.4] * 25}
+    check_collapse(steady, config)
+    with pytest.raises(TrainingError, match="brightness"):
+        check_collapse({**steady, "brightness": [0.5] * 10 + [0.2] * 10}, config)
+    check_collapse({**steady, "brightness": [0.5] * 10 + [0.2] * 8}, config)  # too early to tell
+
+
+def test_updates_that_are_never_finite_stop_the_run(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    config = make_config(iterations=9, optim={"lr": 1e30}, guard={"max_skipped_updates": 2, "max_failed_rewards": 1.0})
+    with pytest.raises((TrainingError, RewardError)):
+        train(config, tmp_path / "run")
+
+
+def test_heldout_prompts_must_not_be_trained_on(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    Path(config.prompts.heldout).write_text(Path(config.prompts.train).read_text())
+    with pytest.raises(ConfigError, match=r"prompts\.heldout"):
+        train(config, tmp_path / "run")
+
+
+def test_too_few_prompts_are_told_before_a_model_is_loaded(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    config = make_config(model={"path": "no-such-model"})
+    Path(config.prompts.train).write_text("only one\n")
+    with pytest.raises(ConfigError, match="prompts_per_iteration"):
+        train(config, tmp_path / "run")
+
+
+def test_resume_of_another_model_is_refused(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    train(make_config(iterations=1), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train(make_config(iterations=2, lora={"rank": 2}), tmp_path / "run", resume=True)
+    (tmp_path / "run" / "checkpoints" / "last.txt").write_text("step-000099\n")
+    with pytest.raises(CheckpointError, match="step-000099"):
+        train(make_config(iterations=2), tmp_path / "run", resume=True)

@@ -1,0 +1,120 @@
+"""Our one loop against FluxPipeline's own, hybrid inference, and what an export is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from mixgrpo.config.schema import Config
+from mixgrpo.errors import ConfigError
+from mixgrpo.flow.noise import Noise
+from mixgrpo.models import FlowModel, bundled_folder, load_model
+from mixgrpo.train.export import export_run, load_run_model
+from mixgrpo.train.inference import draw_images
+from mixgrpo.train.loop import train
+
+PROMPTS = ['the word "CAT" in red on white', "something longer than the first"]
+OPTIONS = {"num_steps": 6, "shift": 3.0, "seed": 5, "batch": 2}
+
+
+def _pipeline_images(folder: Path, model: FlowModel, height: int, width: int, length: int) -> torch.Tensor:
+    pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
+    noise = Noise(5, 0, model.latent_shape)
+    images = pipeline(
+        prompt=PROMPTS,
+        height=height,
+        width=width,
+        num_inference_steps=6,
+        guidance_scale=3.5,
+        max_sequence_length=length,
+        latents=torch.stack([noise.initial(0, None), noise.initial(1, None)]),
+        output_type="np",
+    ).images
+    return torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2)
+
+
+def test_our_loop_equals_the_pipelines_own_on_random_weights(tiny_folder: Path, tiny_model: FlowModel) -> None:
+    expected = _pipeline_images(tiny_folder, tiny_model, 16, 32, 32)
+    torch.testing.assert_close(draw_images(tiny_model, PROMPTS, **OPTIONS), expected, rtol=0, atol=1e-4)
+
+
+def test_our_loop_equals_the_pipelines_own_on_flux_nano() -> None:
+    model = load_model("flux-nano", height=32, width=96, max_sequence_length=48)
+    expected = _pipeline_images(bundled_folder("flux-nano"), model, 32, 96, 48)
+    torch.testing.assert_close(draw_images(model, PROMPTS, **OPTIONS), expected, rtol=0, atol=1e-4)
+
+
+def test_an_image_does_not_depend_on_the_batch_it_is_drawn_in(tiny_model: FlowModel) -> None:
+    together = draw_images(tiny_model, PROMPTS, **OPTIONS)
+    alone = draw_images(tiny_model, PROMPTS, **{**OPTIONS, "batch": 1})
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_hybrid_inference_takes_the_first_steps_from_one_model_and_the_rest_from_the_other(
+    tiny_folder: Path, tiny_model: FlowModel
+) -> None:
+    base = load_model(str(tiny_folder), height=16, width=32, max_sequence_length=32)
+    with torch.no_grad():
+        for parameter in tiny_model.transformer.parameters():
+            parameter.mul_(1.2)
+    calls: list[tuple[str, float]] = []
+    for name, model in (("tuned", tiny_model), ("base", base)):
+        predict = model.velocity
+
+        def spy(x, sigma, conditioning, name=name, predict=predict):
+            calls.append((name, sigma))
+            return predict(x, sigma, conditioning)
+
+        model.velocity = spy
+    tuned, untuned = draw_images(tiny_model, PROMPTS, **OPTIONS), draw_images(base, PROMPTS, **OPTIONS)
+    calls.clear()
+    mixed = draw_images(tiny_model, PROMPTS, **OPTIONS, base=base, tuned_fraction=0.5)
+    assert [name for name, _ in calls] == ["tuned"] * 3 + ["base"] * 3
+    assert not torch.equal(mixed, tuned)
+    assert not torch.equal(mixed, untuned)
+    assert torch.equal(draw_images(tiny_model, PROMPTS, **OPTIONS, base=base, tuned_fraction=1.0), tuned)
+    assert torch.equal(draw_images(tiny_model, PROMPTS, **OPTIONS, base=base, tuned_fraction=0.0), untuned)
+    with pytest.raises(ConfigError, match="base model"):
+        draw_images(tiny_model, PROMPTS, **OPTIONS, tuned_fraction=0.5)
+
+
+@pytest.mark.parametrize("lora", [{}, {"rank": 2}])
+def test_export_draws_what_the_run_draws_and_diffusers_loads_it(
+    lora: dict[str, object], tmp_path: Path, tiny_folder: Path, make_config: Callable[..., Config]
+) -> None:
+    run = tmp_path / "run"
+    train(make_config(iterations=2, lora=lora, optim={"lr": 1e-2, "ema_decay": 0.3}), run)
+    expected = draw_images(load_run_model(run, "best"), PROMPTS, **OPTIONS)
+    model = load_model(str(tiny_folder), height=16, width=32, max_sequence_length=32)
+    torch.testing.assert_close(_pipeline_images(run / "export", model, 16, 32, 32), expected, rtol=0, atol=2e-4)
+    last = export_run(run, tmp_path / "last", which="last")
+    drawn = _pipeline_images(last, model, 16, 32, 32)
+    assert not torch.allclose(drawn, draw_images(model, PROMPTS, **OPTIONS), atol=1e-3)
+    if lora:
+        pipeline = FluxPipeline.from_pretrained(tiny_folder)
+        pipeline.load_lora_weights(last / "lora")
+        merged = FluxPipeline.from_pretrained(last)
+        call = {
+            "prompt": PROMPTS,
+            "height": 16,
+            "width": 32,
+            "num_inference_steps": 2,
+            "max_sequence_length": 32,
+        }
+        images = [
+            pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np").images
+            for pipe in (pipeline, merged)
+        ]
+        assert np.abs(images[0] - images[1]).max() < 1e-3
+
+
+def test_export_does_not_write_over_other_files(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    train(make_config(iterations=1), tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="mine"):
+        export_run(tmp_path / "run", tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
