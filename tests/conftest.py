@@ -1,8 +1,10 @@
-"""Deterministic tests: one torch thread, fixed seeds, and a hypothesis that draws the same examples every time."""
+"""Deterministic tests: one torch thread, fixed seeds, a hypothesis that draws the same examples every time."""
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["tiny"]
 
 settings.register_profile(
     "mixgrpo",

@@ -1,9 +1,9 @@
 """The mathematics a second time: float64 numpy, typed from the papers, without a line of `mixgrpo`.
 
-Convention: sigma 1 is noise, 0 is data, x = (1 - sigma) x0 + sigma noise, v = noise - x0. Where there is a choice,
-these versions take another road than the package does: kernels as coefficients of the two predictions instead of a
-drift, gDDIM by quadrature of its rate instead of a closed form, the multistep solver by fitting a polynomial and
-integrating it numerically instead of phi functions, advantages and losses in loops over plain floats.
+Convention: sigma 1 is noise, 0 is data, x = (1 - sigma) x0 + sigma noise, v = noise - x0. Where there is a
+choice, these versions take another road than the package does: kernels as coefficients of the two predictions
+instead of a drift, gDDIM by quadrature of its rate instead of a closed form, the multistep solver by fitting a
+polynomial and integrating it numerically instead of phi functions, advantages and losses in loops over floats.
 """
 
 import math
@@ -26,7 +26,7 @@ def shifted_schedule(num_steps: int, shift: float) -> Array:
 
 
 def flash_schedule(num_steps: int, shift: float, window_stop: int, tail_steps: int) -> Array:
-    """The original grid up to the window's end, then `tail_steps` even steps of unshifted time to 0, shifted."""
+    """The original grid up to the window's end, then `tail_steps` even steps of time to 0, shifted."""
     u = np.linspace(1.0, 0.0, num_steps + 1)
     u = np.concatenate([u[:window_stop], np.linspace(u[window_stop], 0.0, tail_steps + 1)])
     return shift * u / (1.0 + (shift - 1.0) * u)
@@ -64,7 +64,7 @@ def cps(sigma: float, sigma_next: float, eta: float) -> Coefficients:
 
 
 def gddim(sigma: float, sigma_next: float, eta: float) -> Coefficients:
-    """Exact for a fixed prediction: d(share of new noise) = g^2 / u^2 (1 - share) du along the step, g as Flow-GRPO."""
+    """Exact for a fixed prediction: d(share of new noise) = g^2 / u^2 (1 - share) du, g as Flow-GRPO."""
     if eta == 0.0:
         return Coefficients(sigma_next, 0.0)
     if sigma == 1.0 or sigma_next == 0.0:  # the rate's integral diverges: everything is drawn anew
@@ -105,7 +105,7 @@ def gaussian_log_density(x: Array, mean: Array, std: float) -> Array:
 
 
 class GaussianData(NamedTuple):
-    """x0 ~ N(mean, variance): the marginal at sigma is N((1 - sigma) mean, (1 - sigma)^2 variance + sigma^2)."""
+    """x0 ~ N(mean, variance): at sigma it is N((1 - sigma) mean, (1 - sigma)^2 variance + sigma^2)."""
 
     mean: float
     variance: float
@@ -128,7 +128,7 @@ class GaussianData(NamedTuple):
         return (1.0 - sigma_next) * self.mean + scale * (x - (1.0 - sigma) * self.mean)
 
     def sampled_variance(self, sigmas: Sequence[float], kernels: Sequence[str], eta: float) -> float:
-        """Variance at the end of a trajectory that starts as N(0, 1), by the linear recursion (mean must be 0)."""
+        """Variance at the end of a trajectory that starts as N(0, 1), by recursion (mean must be 0)."""
         variance = 1.0
         for sigma, sigma_next, kernel in zip(sigmas[:-1], sigmas[1:], kernels, strict=True):
             keep, std = COEFFICIENTS[kernel](sigma, sigma_next, eta)
@@ -180,12 +180,13 @@ def multistep(
     order: int,
     variant: Variant = "midpoint",
 ) -> Array:
-    """One exponential step from `sigma`: x' = (sigma'/sigma) x + alpha' int_0^h e^(tau - h) x0hat(lambda + tau) dtau.
+    """One exponential step: x' = (sigma'/sigma) x + alpha' int_0^h e^(tau - h) x0hat(lambda + tau) dtau.
 
     x0hat(lambda) is the polynomial of degree order - 1 through the latest of `predictions`, (sigma, x0hat) oldest
-    first, the last of them at `sigma`. Predictions at sigma 1 are infinitely far in lambda and tell only the value. A line is
-    integrated exactly by "heun" and "corrected"; "midpoint" takes its value at half the step. A parabola is integrated
-    exactly by "corrected"; the other two, as the published codes, take half of its quadratic term.
+    first, the last of them at `sigma`. Predictions at sigma 1 are infinitely far in lambda and tell only the
+    value. A line is integrated exactly by "heun" and "corrected"; "midpoint" takes its value at half the step. A
+    parabola is integrated exactly by "corrected"; the other two, as the published codes, take half of its
+    quadratic term.
     """
     assert predictions[-1][0] == sigma
     latest = predictions[-1][1]
@@ -225,7 +226,7 @@ def sample(
     tail_order: int = 1,
     tail_variant: Variant = "midpoint",
 ) -> tuple[Array, dict[int, tuple[Array, Array]]]:
-    """One trajectory. Steps in `noise` are stochastic, later ones are taken by `multistep`, earlier ones by Euler.
+    """One trajectory: steps in `noise` are stochastic, later ones are `multistep`, earlier ones Euler.
 
     Returns the final x, and (x, x_next) of each stochastic step.
     """
@@ -285,7 +286,7 @@ def advantages(
 
 
 class GrpoLoss(NamedTuple):
-    """Clipped loss, its derivative by every log-prob, the ratios, and the share whose derivative was clipped away."""
+    """Clipped loss, its derivative by every log-prob, the ratios, the share whose derivative was clipped."""
 
     loss: float
     gradient: list[float]

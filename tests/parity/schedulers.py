@@ -1,12 +1,13 @@
 """diffusers' DPM-Solver on a schedule given by hand."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
 
-def diffusers_solver(sigmas: Sequence[float], **config: object) -> DPMSolverMultistepScheduler:
+def diffusers_solver(sigmas: Sequence[float], **config: Any) -> DPMSolverMultistepScheduler:
     """Return a flow-matching scheduler that steps through exactly `sigmas`, its last step of first order."""
     scheduler = DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, lower_order_final=False, **config

@@ -1,7 +1,7 @@
 """What the kernels do to a distribution that is known: data N(0, 1/4) with its exact velocity, shift 3.
 
-The expected variances are a table computed once in float64 by a recursion written by hand; with many steps they should
-come to 0.25. CPS alone does not: it draws a fixed share of the noise anew in every step, however small.
+The expected variances are a table computed once in float64 by a recursion written by hand; with many steps they
+should come to 0.25. CPS alone does not: it draws a fixed share of the noise anew in every step, however small.
 """
 
 from collections.abc import Callable, Sequence
@@ -114,7 +114,7 @@ def test_kernel_keeps_the_marginal_as_steps_get_smaller_with_first_order(kernel:
 
 
 def test_flow_sde_comes_close_to_the_marginal_without_a_clean_order() -> None:
-    """Its first steps from sigma 1 add about eta^4 / 4 of variance on any grid; later noise makes it forget."""
+    """Its first step from sigma 1 adds eta^4 / 4 of variance on any grid; later noise makes it forget."""
     errors = [final_variance(shifted_sigmas(n, 3.0), [STEPS["flow_sde"]] * n) - 0.25 for n in (200, 800)]
     assert errors == pytest.approx([-0.00339, -0.00044], abs=5e-5)
 
@@ -150,6 +150,6 @@ def test_samples_of_a_rollout_have_the_variance_of_the_recursion(start: int, ker
     kernels = [kernel if step in window else "ode" for step in range(25)]
     eta = 0.3 if kernel == "dance_sde" else 0.7
     expected = DATA.sampled_variance(reference.shifted_schedule(25, 3.0).tolist(), kernels, eta)
-    # 20 000 independent dimensions of two samples: the relative standard error is at most sqrt(2 / 20 000) = 1 %
+    # 20 000 independent dimensions: the relative standard error is at most sqrt(2 / 20 000) = 1 %
     assert trajectory.x0.var().item() == pytest.approx(expected, rel=0.03)
     assert abs(trajectory.x0.mean().item()) < 4 * (expected / 20_000) ** 0.5

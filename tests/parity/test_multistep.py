@@ -78,7 +78,7 @@ def solve(solver: DPMSolverPP, velocity: Velocity, x: Array, sigmas: Sequence[fl
 def error_with_exact_history(
     problem: str, grid: Callable[[Array], Array], order: int, variant: Variant, n: int
 ) -> float:
-    """Let the solver observe the true solution at the first two points, so that it never works below its order."""
+    """Let the solver observe the true solution at the first two points, so that it never lacks history."""
     velocity, solution = PROBLEMS[problem]
     sigmas = grid(np.linspace(0.0, 1.0, n + 1)).tolist()
     first = sigmas[:3]
@@ -110,7 +110,7 @@ def test_published_third_order_formula_converges_with_second_order_only(problem:
 
 @pytest.mark.parametrize(("order", "variant", "slope"), [(1, "midpoint", 1.0), (2, "midpoint", 1.8), (2, "heun", 1.8)])
 def test_solver_keeps_its_order_from_exactly_noise_to_exactly_data(order: int, variant: Variant, slope: float) -> None:
-    """Steps in lambda never get small next to sigma 1, which costs the second order a logarithm: log n / n^2."""
+    """Next to sigma 1, steps in lambda never get small; it costs the second order a logarithm: log n / n^2."""
     truth = GAUSSIAN.flow(STARTS, 1.0, 0.0)
     errors = []
     for n in (240, 480):
@@ -202,7 +202,7 @@ def test_every_step_equals_diffusers(order: int, variant: Variant, sigmas: tuple
     x = torch.randn(2, 3)
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         v = torch.sin(3 * x) + sigma * x
-        expected = theirs.step(v, step, x).prev_sample
+        expected = theirs.step(v, step, x, return_dict=False)[0]
         x = ours.step(x, v, sigma=sigma, sigma_next=sigma_next)
         np.testing.assert_allclose(x, expected, rtol=0, atol=1e-5)
 

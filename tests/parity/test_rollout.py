@@ -127,9 +127,16 @@ def test_rollout_equals_single_samples_computed_by_hand(
 
 
 @pytest.mark.parametrize("tail_order", [1, 2, 3])
-@pytest.mark.parametrize(("window", "tail_ratio", "tail_steps"), [
-    (range(3), 0.4, 3), (range(2, 5), 0.6, 3), (range(4, 7), 0.1, 1), (range(2, 4), 1.0, 6), (range(0), 0.5, 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("window", "tail_ratio", "tail_steps"),
+    [
+        (range(3), 0.4, 3),
+        (range(2, 5), 0.6, 3),
+        (range(4, 7), 0.1, 1),
+        (range(2, 4), 1.0, 6),
+        (range(0), 0.5, 5),
+    ],
+)
 @pytest.mark.parametrize("share_trunk", [True, False])
 def test_flash_tail_equals_a_loop_by_hand(
     window: range, tail_ratio: float, tail_steps: int, tail_order: int, share_trunk: bool

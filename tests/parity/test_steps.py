@@ -45,7 +45,7 @@ def latents(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tens
 
 
 def kept_noise(name: str, sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
-    """What a kernel makes of data 0 and noise 1: the weight of the predicted noise, and its standard deviation."""
+    """What a kernel makes of data 0 and noise 1: the weight of predicted noise, and its standard deviation."""
     one = torch.ones(1, 1, dtype=torch.float64)
     mean, std = KERNELS[name](sigma * one, one, sigma=sigma, sigma_next=sigma_next, eta=eta)
     return mean.item(), std
@@ -172,7 +172,7 @@ def test_gddim_with_lambda_one_is_the_first_order_step_of_sde_dpmsolver_pp(sigma
     x, v = latents(9, torch.float32)
     noise = torch.randn(LATENT)
     scheduler = diffusers_solver([sigma, sigma_next], algorithm_type="sde-dpmsolver++", solver_order=1)
-    expected = scheduler.step(v, 0, x, variance_noise=noise).prev_sample
+    expected = scheduler.step(v, 0, x, variance_noise=noise, return_dict=False)[0]
     mean, std = gddim_kernel(x, v, sigma=sigma, sigma_next=sigma_next, eta=math.sqrt(2))
     np.testing.assert_allclose(mean + std * noise, expected, rtol=0, atol=2e-6)
 

@@ -1,4 +1,4 @@
-"""The update half of an iteration against a loop over single samples: gradients, old log-probs, sharing, cuts."""
+"""The update half of an iteration against a loop over single samples: gradients, old log-probs, sharing."""
 
 from functools import partial
 from itertools import chain

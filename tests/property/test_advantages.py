@@ -145,7 +145,7 @@ def test_groups_do_not_see_each_other() -> None:
 
 
 def test_mixing_advantages_ignores_the_scale_of_a_reward_and_mixing_rewards_does_not() -> None:
-    """ocr rises over the group and colors falls; only the mix of rewards lets the one with the larger scale win."""
+    """ocr rises over the group and colors falls; only the mix of rewards lets the larger scale win."""
     ocr, colors = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[200.0, 100.0, 0.0]])
     by_advantage = group_advantages({"ocr": ocr, "colors": colors}, mix="advantages")
     by_reward = group_advantages({"ocr": ocr, "colors": colors}, mix="rewards")

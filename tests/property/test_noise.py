@@ -58,7 +58,7 @@ def test_noise_changes_with_every_part_of_its_key(part: str, key: tuple[int, ...
 
 
 def test_no_two_of_many_keys_share_their_noise() -> None:
-    """Keys next to each other, permuted, and 2^32 apart: where a generator's seed is folded they would collide."""
+    """Keys next to each other, permuted, and 2^32 apart: a seed folded to 32 bits would collide."""
     near = itertools.product((0, 1, 2**32, 2**32 + 1), (0, 1, 2), (0, 1, 2, 2**32), (0, 1, 2), (0, 1, 2))
     drawn = [Noise(seed, it, (2,)).step(p, s, step) for seed, it, p, s, step in near]
     drawn += [Noise(0, it, (2,)).initial(p, s) for it in range(3) for p in range(3) for s in (None, 0, 1, 2)]

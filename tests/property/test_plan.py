@@ -1,4 +1,4 @@
-"""Schedules and plans: sigmas fall from 1 to exactly 0, Flash changes only what follows the window, calls add up."""
+"""Schedules and plans: sigmas fall from 1 to exactly 0, Flash changes only the tail, calls add up."""
 
 from itertools import pairwise
 
@@ -109,7 +109,7 @@ def test_update_calls_count_the_windows_first_step_once_for_a_share(
 
 @pytest.mark.parametrize("start", [0, 6, 21])
 def test_calls_of_the_papers_setting_are_known(start: int) -> None:
-    """T = 25, w = 4, 12 samples: sampling (l + 1)/12 + (24 - l) instead of 25, updating 1/12 + 3 instead of 4."""
+    """T = 25, w = 4, 12 samples: sampling (l + 1)/12 + (24 - l) instead of 25, updating 1/12 + 3, not 4."""
     plan = plan_trajectory(num_steps=25, shift=3.0, window=range(start, min(start + 4, 24)))
     assert plan.nfe(12, True) == pytest.approx((start + 1) / 12 + 24 - start)
     assert plan.nfe(12, False) == 25

@@ -1,4 +1,4 @@
-"""Windows: pure functions of the iteration that are never empty, never short and never reach the last step."""
+"""Windows: pure functions of the iteration, never empty, never short, never on the last step."""
 
 import math
 from itertools import count, groupby, pairwise, takewhile
@@ -18,8 +18,9 @@ from mixgrpo.rl.window import (
 )
 
 AfterLast = Literal["restart", "stay"]
-after_last = st.sampled_from(["restart", "stay"])
-decays = st.sampled_from(["exponential", "linear"])
+Decay = Literal["exponential", "linear"]
+after_last: st.SearchStrategy[AfterLast] = st.sampled_from(["restart", "stay"])
+decays: st.SearchStrategy[Decay] = st.sampled_from(["exponential", "linear"])
 iterations = st.integers(0, 10_000)
 
 
@@ -129,7 +130,7 @@ def test_after_the_last_position_a_window_starts_over_or_stays(
 
 
 def stays(window: DecayingWindow) -> list[tuple[int, int]]:
-    """(start, iterations spent there) of every position but the last, where a staying window stays for ever."""
+    """(start, iterations spent there) of every position but the last, where the window stays for ever."""
     last = window.at(10**6).start
     starts = takewhile(lambda start: start != last, (window.at(i).start for i in count()))
     return [(start, len(list(run))) for start, run in groupby(starts)]
@@ -161,7 +162,7 @@ def test_exponential_decay_of_the_paper_has_known_intervals() -> None:
 
 @given(sizes(16), st.integers(1, 20), decays)
 def test_intervals_of_a_decaying_window_never_grow_and_never_vanish(
-    fit: tuple[int, int], interval: int, decay: Literal["exponential", "linear"]
+    fit: tuple[int, int], interval: int, decay: Decay
 ) -> None:
     num_steps, size = fit
     window = DecayingWindow(

@@ -36,7 +36,7 @@ def loss_and_gradient(
 @pytest.mark.parametrize("where", LOG_RATIOS)
 @pytest.mark.parametrize("kind", ADVANTAGES)
 def test_loss_and_gradient_of_a_single_sample(where: str, kind: str) -> None:
-    """Written out: the gradient is gone only where moving further would be rewarded, above for good, below for bad."""
+    """The gradient is gone only where moving further would be rewarded: above for good, below for bad."""
     ratio, advantage = math.exp(LOG_RATIOS[where]), ADVANTAGES[kind]
     output, gradient = loss_and_gradient([LOG_RATIOS[where] - 1.0], [-1.0], [advantage], CLIP)
     stopped = (where, kind) in {("above", "good"), ("below", "bad")}

@@ -4,7 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 from mixgrpo.errors import ConfigError
-from mixgrpo.flow.noise import keyed_generator
+from mixgrpo.flow.keyed import keyed_generator
 
 _PROMPT_ORDER = 0x70726F6D  # keeps the order's stream apart from every stream of sampling noise
 

@@ -1,6 +1,6 @@
 """DPM-Solver++ in its multistep, data-prediction form (arXiv 2211.01095, algorithm 2) for flow matching.
 
-With alpha = 1 - sigma and the half log-SNR lambda = log((1 - sigma) / sigma), a step of size h = lambda_next - lambda is
+With alpha = 1 - sigma and lambda = log((1 - sigma) / sigma), a step of size h = lambda_next - lambda is
 
     x_next = (sigma_next / sigma) x + (1 - sigma_next) (1 - e^-h) D
 
@@ -26,8 +26,8 @@ class DPMSolverPP:
     or lands on sigma 0 is exact for a constant prediction; the latter returns the predicted x0, because a slope in
     lambda means nothing at lambda = infinity.
 
-    `variant` "midpoint" and "heun" are the two second-order formulas of the paper. At order 3 both give the formula that
-    diffusers and the published codes use; it takes half of the curvature term of the exact expansion, so its measured
+    `variant` "midpoint" and "heun" are the two second-order formulas of the paper. At order 3 both give the formula
+    that diffusers and the published codes use; it takes half of the curvature term of the exact expansion, so its measured
     order is 2. "corrected", for order 3 only, takes all of it and measures 3.
     """
 

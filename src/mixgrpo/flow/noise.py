@@ -1,23 +1,15 @@
 """Noise as a function of what it is for, so that batching, ranks and resuming cannot change it."""
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixgrpo.flow.keyed import keyed_generator
+
 _WHOLE_GROUP = -1  # the "sample" of noise that a group shares
 _INITIAL = -1  # the "step" of the noise that a trajectory starts from
-
-
-def keyed_generator(*key: int) -> np.random.Generator:
-    """Return a generator whose stream depends on `key` alone, integers from -2^63 to 2^63 - 1.
-
-    Philox takes a key of 128 bits; torch's own CPU generator uses only 32 bits of its seed.
-    """
-    digest = hashlib.blake2b(b"".join(part.to_bytes(8, "little", signed=True) for part in key), digest_size=16)
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest(), "little")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,8 @@ def plan_trajectory(
     """Plan a trajectory of `num_steps` steps with stochastic steps `window`.
 
     With `tail_ratio` < 1 (MixGRPO-Flash, arXiv 2507.21802, algorithm 2) the steps after the window are replaced by
-    max(1, round(count * tail_ratio)) steps that run from the window's end to exactly 0, evenly spaced in unshifted time.
+    max(1, round(count * tail_ratio)) steps that run from the window's end to exactly 0, evenly spaced in unshifted
+    time.
 
     Raises:
         ValueError: if the window is not consecutive steps from 0 to num_steps - 2, or another value is out of range.

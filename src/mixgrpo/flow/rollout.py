@@ -1,9 +1,9 @@
 """The only sampling loop of the project.
 
-A group's samples start from one noise, so until the first stochastic step has drawn its own noise they are one and the
-same trajectory. The loop keeps them as one: its state is [P, 1, *latent] at first and broadcasts to [P, G, *latent] when
-the noise of the window's first step is added. The model call *of* that step is thus shared too. It is the same
-mathematics as G separate trajectories, with less work.
+A group's samples start from one noise, so until the first stochastic step has drawn its own noise they are one and
+the same trajectory. The loop keeps them as one: its state is [P, 1, *latent] at first and broadcasts to
+[P, G, *latent] when the noise of the window's first step is added. The model call *of* that step is thus shared too.
+It is the same mathematics as G separate trajectories, with less work.
 """
 
 from collections.abc import Callable, Sequence

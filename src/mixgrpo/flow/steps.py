@@ -71,7 +71,8 @@ def cps_kernel(
     """Coefficient-preserving step of Flow-CPS (arXiv 2509.05952): a share of the noise is drawn anew.
 
     `eta` in [0, 1] is an angle: the noise kept has weight cos(eta pi / 2), the new noise sin(eta pi / 2), and their
-    squares sum to sigma_next squared. The share does not shrink with the step, so a finer grid does not remove its bias.
+    squares sum to sigma_next squared. The share does not shrink with the step, so a finer grid does not remove its
+    bias.
     """
     _check_step(sigma, sigma_next)
     angle = eta * math.pi / 2.0

@@ -174,7 +174,7 @@ def trained_steps(window: Window, iteration: int) -> tuple[int, ...]:
 
 
 def _starts(num_steps: int, size: int, stride: int) -> tuple[int, ...]:
-    """Return 0, stride, 2 stride, ... up to and always including the last full window, as min(l + stride, last) gives."""
+    """Return 0, stride, 2 stride, ... up to and always including the last full window, as min(l + s, last) gives."""
     last = num_steps - 1 - size
     return (*range(0, last, stride), last)
 

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, read without pickle.
 
-`checkpoints/step-000025/` holds `trained.safetensors` (full weights or adapters, float32), `average.safetensors` if there
-is a moving average, `optimizer.safetensors` and `state.json`. `last.txt` and `best.txt` beside it name a folder.
+`checkpoints/step-000025/` holds `trained.safetensors` (full weights or adapters, float32), `average.safetensors` if
+there is a moving average, `optimizer.safetensors` and `state.json`. `last.txt` and `best.txt` beside it name a folder.
 """
 
 import json

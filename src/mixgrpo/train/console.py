@@ -68,9 +68,10 @@ class ConsoleSink:
         self._iteration = row["iteration"] + 1
         self._window = range(*row["window"])
         self._seconds.append(row["seconds"])
-        for name, figures in row["rewards"].items():
-            self._rewards.setdefault(name, []).append(figures["mean"])
-        means = "  ".join(f"{name} {_figure(values[-1])}" for name, values in self._rewards.items())
+        latest = {name: figures["mean"] for name, figures in row["rewards"].items()}
+        for name, mean in latest.items():
+            self._rewards.setdefault(name, []).extend([] if mean is None else [mean])
+        means = "  ".join(f"{name} {_figure(mean)}" for name, mean in latest.items())
         self._say(
             f"iteration {self._iteration}/{self._config.iterations}  steps {_span(self._window)}  {means}  "
             f"{row['seconds']:.1f} s  {duration(self._time_left())} left"
@@ -98,22 +99,30 @@ class ConsoleSink:
 
     def _render(self) -> Table:
         table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True)
+        table.add_column(style="dim", no_wrap=True, min_width=max(map(len, ["evaluating", *self._rewards])))
         table.add_column(no_wrap=True, overflow="ellipsis")
         table.add_row("iteration", self._iteration_line())
         if self._window is not None:
             table.add_row("window", self._window_line(self._window))
         table.add_row(self._phase, self._phase_line())
         for name, values in list(self._rewards.items()):
-            table.add_row(name, self._reward_line(name, list(values)))
+            if values:
+                table.add_row(name, self._reward_line(name, list(values)))
         return table
 
     def _iteration_line(self) -> Table:
         total = self._config.iterations
         line = Table.grid(padding=(0, 2))
+        line.add_column(no_wrap=True)
+        line.add_column(no_wrap=True)
+        line.add_column(no_wrap=True, overflow="ellipsis")
         seconds = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
         left = f"{seconds:.1f} s each, {duration(self._time_left())} left" if self._seconds else "waiting for the first"
-        line.add_row(f"{self._iteration}/{total}", ProgressBar(total=total, completed=self._iteration, width=24), left)
+        line.add_row(
+            f"{self._iteration}/{total}",
+            ProgressBar(total=total, completed=self._iteration, width=self._bar_width),
+            left,
+        )
         return line
 
     def _window_line(self, window: range) -> Text:
@@ -134,9 +143,13 @@ class ConsoleSink:
             text += f"  {self._done / elapsed:.3g}/s"
         return Text(text)
 
+    @property
+    def _bar_width(self) -> int:
+        return 24 if self._console.width >= 100 else 12
+
     def _reward_line(self, name: str, values: list[float]) -> Text:
         plain = not speaks_unicode(self._console)
-        width = 24 if self._console.width >= 100 else 12
+        width = self._bar_width
         line = Text.assemble((f"{_figure(values[-1])} {_arrow(values, plain=plain)}  ", "bold"))
         if not plain:
             line.append(sparkline(values, width).ljust(width), style="cyan")

@@ -1,4 +1,4 @@
-"""A FluxPipeline with random weights, small enough that an iteration takes a fraction of a second."""
+"""Fixtures: a FluxPipeline with random weights, small enough that an iteration takes a fraction of a second."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +58,7 @@ def tiny_model(tiny_folder: Path) -> FlowModel:
 
 @pytest.fixture
 def make_config(tiny_folder: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Return a function that makes a config of a run in seconds; keyword arguments replace keys of its sections."""
+    """Return a function that makes a config of a run in seconds; keyword arguments replace keys of its sections, None removes one."""
     train, heldout = tmp_path / "train.txt", tmp_path / "heldout.txt"
     train.write_text("\n".join(PROMPTS), encoding="utf-8")
     heldout.write_text("\n".join(HELDOUT), encoding="utf-8")
@@ -81,7 +81,8 @@ def make_config(tiny_folder: Path, tmp_path: Path) -> Callable[..., Config]:
             "checkpoint": {"every": 1},
         }
         for section, values in sections.items():
-            settings[section] = {**cast("dict[str, object]", settings.get(section, {})), **values}
+            merged = {**cast("dict[str, object]", settings.get(section, {})), **values}
+            settings[section] = {key: value for key, value in merged.items() if value is not None}
         return Config.model_validate(settings)
 
     return make

@@ -1,0 +1,98 @@
+"""The end of the page: all evaluations, all settings, versions, and the commands to go on."""
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import Any
+
+from mixgrpo.report.read import Run
+from mixgrpo.report.summary import Summary, estimate
+from mixgrpo.report.text import change, duration, is_share, moment, value
+
+
+def evaluation_table(summary: Summary) -> str:
+    """Return every evaluation in figures, folded away."""
+    if not summary.evals:
+        return ""
+    names = [figure.name for figure in summary.figures]
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    rows: list[str] = []
+    for row in summary.evals:
+        cells = ""
+        for name in names:
+            share, figure = is_share(name), estimate(row, name)
+            error = change(figure.error, share=share).removeprefix("+").removesuffix(" points")
+            cells += f"<td>{value(figure.mean, share=share)}<small> ± {error}</small></td>"
+        mark = " <small>best</small>" if row is summary.best else ""
+        rows.append(
+            f"<tr><th>{row.iteration}{mark}</th><td>{duration(row.elapsed)}</td><td>{escape(row.weights)}</td>{cells}</tr>"
+        )
+    return (
+        '<details><summary>All evaluations in figures</summary><div class="scroll"><table class="figures">'
+        f"<thead><tr><th>iteration</th><th>running time</th><th>weights</th>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div></details>"
+    )
+
+
+def settings_section(run: Run) -> str:
+    """Return the commands, the versions and the resolved config."""
+    return _commands(run) + _sessions(run) + _settings(run)
+
+
+def _commands(run: Run) -> str:
+    folder = shlex.quote(str(run.path))
+    commands = []
+    if run.ending is None or run.ending.reason != "finished":
+        commands.append(("Go on from the last checkpoint", f"mixgrpo train --resume {folder}"))
+    commands.append(
+        (
+            "Run it again with the same settings",
+            f"mixgrpo train {shlex.quote(str(run.path / 'resolved.json'))}",
+        )
+    )
+    commands.append(("Write this page anew", f"mixgrpo report {folder}"))
+    if run.is_exported:
+        export = json.dumps(str(run.path / "export"))
+        commands.append(
+            (
+                "Load the result with diffusers",
+                f"pipeline = diffusers.DiffusionPipeline.from_pretrained({export})",
+            )
+        )
+    items = "".join(f"<dt>{escape(title)}</dt><dd><code>{escape(text)}</code></dd>" for title, text in commands)
+    return f'<dl class="commands">{items}</dl>'
+
+
+def _sessions(run: Run) -> str:
+    rows: list[str] = []
+    for number, session in enumerate(run.sessions, start=1):
+        origin = "start" if session.resumed_from is None else f"resumed at iteration {session.resumed_from}"
+        versions = ", ".join(f"{name} {version}" for name, version in session.versions.items())
+        rows.append(
+            f"<tr><th>{number}</th><td>{escape(origin)}</td><td>{moment(session.start)}</td>"
+            f"<td>{duration(session.stop - session.start)}</td><td>{escape(versions)}</td></tr>"
+        )
+    if not rows:
+        return ""
+    return (
+        '<div class="scroll"><table class="sessions"><thead><tr><th>session</th><th>from</th><th>begun</th>'
+        f"<th>lasted</th><th>with</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _settings(run: Run) -> str:
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in flatten(run.config))
+    return f'<details><summary>All settings (resolved.json)</summary><table class="settings">{rows}</table></details>'
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted name, value) for every setting, in the order of the file."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        for number, inner in enumerate(value):
+            yield from flatten(inner, f"{prefix}.{number}")
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
