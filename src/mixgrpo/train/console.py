@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,36 @@ _RECENT = 10
 """Iterations that the time left is estimated from."""
 
 
+@dataclass(slots=True)
+class Progress:
+    """What is known about a run at some moment."""
+
+    config: Config
+    iteration: int = 0
+    """Iterations that are done."""
+    window: range | None = None
+    rewards: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """Means of the iterations seen so far, by reward."""
+    evals: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    """What the latest iterations took."""
+    phase: str = "starting"
+    done: int = 0
+    total: int = 0
+    phase_started: float = 0.0
+
+    def seconds_each(self) -> float:
+        """Return the mean of the latest iterations."""
+        return sum(self.seconds) / len(self.seconds) if self.seconds else 0.0
+
+    def seconds_left(self) -> float:
+        """Estimate from the latest iterations and the latest evaluation."""
+        every, iterations = self.config.eval.every, self.config.iterations
+        due = range(-(-self.iteration // every) * every, iterations, every)
+        evaluation = self.evals[-1]["seconds"] if self.evals else 0.0
+        return (iterations - self.iteration) * self.seconds_each() + (len(due) + 1) * evaluation
+
+
 class ConsoleSink:
     """Shows where a run is: iteration, window, rewards, held-out figures, phase, speed and time left."""
 
@@ -25,38 +56,32 @@ class ConsoleSink:
         self, config: Config, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Show a run of `config` on `console`; the display moves only if that is a terminal."""
-        self._config = config
         self._console = console or Console(highlight=False)
         self._clock = clock
         self._live: Live | None = None
-        self._iteration = 0
-        self._window: range | None = None
-        self._rewards: dict[str, list[float]] = {}
-        self._evals: list[Mapping[str, Any]] = []
-        self._seconds: deque[float] = deque(maxlen=_RECENT)
-        self._phase, self._done, self._total, self._phase_started = "starting", 0, 0, clock()
+        self._run = Progress(config, phase_started=clock())
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Take a row of metrics.jsonl."""
         match row["kind"]:
             case "start":
-                self._iteration = row.get("resumed_from") or 0
+                self._run.iteration = row.get("resumed_from") or 0
                 if self._console.is_terminal:
                     self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
                     self._live.start()
             case "train":
                 self._take_iteration(row)
             case "eval":
-                self._evals.append(row)
-                self._say(self._eval_line(row))
+                self._run.evals.append(row)
+                self._say(_eval_line(row))
             case _:
-                self._phase, self._done, self._total = row.get("reason", "ended"), 0, 0
+                self._run.phase, self._run.done, self._run.total = row.get("reason", "ended"), 0, 0
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Take note of how far a phase is."""
-        if phase != self._phase or done < self._done:
-            self._phase_started = self._clock()
-        self._phase, self._done, self._total = phase, done, total
+        if phase != self._run.phase or done < self._run.done:
+            self._run.phase_started = self._clock()
+        self._run.phase, self._run.done, self._run.total = phase, done, total
 
     def close(self) -> None:
         """Leave the last state of the display on the terminal."""
@@ -65,16 +90,16 @@ class ConsoleSink:
             self._live = None
 
     def _take_iteration(self, row: Mapping[str, Any]) -> None:
-        self._iteration = row["iteration"] + 1
-        self._window = range(*row["window"])
-        self._seconds.append(row["seconds"])
+        run = self._run
+        run.iteration, run.window = row["iteration"] + 1, range(*row["window"])
+        run.seconds.append(row["seconds"])
         latest = {name: figures["mean"] for name, figures in row["rewards"].items()}
         for name, mean in latest.items():
-            self._rewards.setdefault(name, []).extend([] if mean is None else [mean])
+            run.rewards.setdefault(name, []).extend([] if mean is None else [mean])
         means = "  ".join(f"{name} {_figure(mean)}" for name, mean in latest.items())
         self._say(
-            f"iteration {self._iteration}/{self._config.iterations}  steps {_span(self._window)}  {means}  "
-            f"{row['seconds']:.1f} s  {duration(self._time_left())} left"
+            f"iteration {run.iteration}/{run.config.iterations}  steps {_span(run.window)}  {means}  "
+            f"{row['seconds']:.1f} s  {duration(run.seconds_left())} left"
         )
 
     def _say(self, line: str) -> None:
@@ -82,87 +107,77 @@ class ConsoleSink:
             self._console.print(line, markup=False, soft_wrap=True)
             self._console.file.flush()
 
-    def _eval_line(self, row: Mapping[str, Any]) -> str:
-        figures = "  ".join(f"{name} {_figure(value)}" for name, value in (row["rewards"] | row["details"]).items())
-        best = "  best so far" if row.get("best") else ""
-        return f"evaluation after {row['iteration']} iterations  {figures}  {row['seconds']:.1f} s{best}"
-
-    def _time_left(self) -> float:
-        """Estimate from the latest iterations and the latest evaluation."""
-        if not self._seconds:
-            return 0.0
-        config, left = self._config, self._config.iterations - self._iteration
-        first = -(-self._iteration // config.eval.every)
-        evaluations = 1 + sum(1 for _ in range(first * config.eval.every, config.iterations, config.eval.every))
-        each = self._evals[-1]["seconds"] if self._evals else 0.0
-        return left * sum(self._seconds) / len(self._seconds) + evaluations * each
-
     def _render(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim", no_wrap=True, min_width=max(map(len, ["evaluating", *self._rewards])))
-        table.add_column(no_wrap=True, overflow="ellipsis")
-        table.add_row("iteration", self._iteration_line())
-        if self._window is not None:
-            table.add_row("window", self._window_line(self._window))
-        table.add_row(self._phase, self._phase_line())
-        for name, values in list(self._rewards.items()):
-            if values:
-                table.add_row(name, self._reward_line(name, list(values)))
-        return table
+        return render(self._run, self._console, self._clock())
 
-    def _iteration_line(self) -> Table:
-        total = self._config.iterations
-        line = Table.grid(padding=(0, 2))
-        line.add_column(no_wrap=True)
-        line.add_column(no_wrap=True)
-        line.add_column(no_wrap=True, overflow="ellipsis")
-        seconds = sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
-        left = f"{seconds:.1f} s each, {duration(self._time_left())} left" if self._seconds else "waiting for the first"
-        line.add_row(
-            f"{self._iteration}/{total}",
-            ProgressBar(total=total, completed=self._iteration, width=self._bar_width),
-            left,
-        )
-        return line
 
-    def _window_line(self, window: range) -> Text:
-        num_steps = self._config.rollout.num_steps
-        line = Text(f"steps {_span(window)} of {num_steps}  ")
-        if num_steps <= 60:
-            on, off = ("■", "·") if speaks_unicode(self._console) else ("#", ".")
-            for step in range(num_steps):
-                line.append(on if step in window else off, style="cyan" if step in window else "dim")
-        return line
+def render(run: Progress, console: Console, now: float) -> Table:
+    """Draw the display: a row each for the iterations, the window, the present phase and every reward."""
+    bar, plain = 24 if console.width >= 100 else 12, not speaks_unicode(console)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True, min_width=max(map(len, ["evaluating", *run.rewards])))
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_row("iteration", _iteration_line(run, bar))
+    if run.window is not None:
+        table.add_row("window", _window_line(run.window, run.config.rollout.num_steps, plain=plain))
+    table.add_row(run.phase, _phase_line(run, now))
+    for name, values in list(run.rewards.items()):
+        if values:
+            line = _reward_line(list(values), bar, plain=plain)
+            table.add_row(name, line.append("  ").append(_heldout(run.evals, name)))
+    return table
 
-    def _phase_line(self) -> Text:
-        if self._total <= 1:
-            return Text("")
-        text = f"{self._done}/{self._total} {_UNITS.get(self._phase, '')}"
-        elapsed = self._clock() - self._phase_started
-        if self._done and elapsed > 0.0:
-            text += f"  {self._done / elapsed:.3g}/s"
-        return Text(text)
 
-    @property
-    def _bar_width(self) -> int:
-        return 24 if self._console.width >= 100 else 12
+def _iteration_line(run: Progress, bar: int) -> Table:
+    total = run.config.iterations
+    left = f"{run.seconds_each():.1f} s each, {duration(run.seconds_left())} left"
+    line = Table.grid(padding=(0, 2))
+    line.add_column(no_wrap=True)
+    line.add_column(no_wrap=True)
+    line.add_column(no_wrap=True, overflow="ellipsis")
+    line.add_row(
+        f"{run.iteration}/{total}",
+        ProgressBar(total=total, completed=run.iteration, width=bar),
+        left if run.seconds else "waiting for the first",
+    )
+    return line
 
-    def _reward_line(self, name: str, values: list[float]) -> Text:
-        plain = not speaks_unicode(self._console)
-        width = self._bar_width
-        line = Text.assemble((f"{_figure(values[-1])} {_arrow(values, plain=plain)}  ", "bold"))
-        if not plain:
-            line.append(sparkline(values, width).ljust(width), style="cyan")
-        return line.append("  ").append(self._heldout(name))
 
-    def _heldout(self, name: str) -> str:
-        if not self._evals:
-            return ""
-        first, last = self._evals[0], self._evals[-1]
-        parts = [f"held-out {_change(first['rewards'], last['rewards'], name)}"]
-        details = [key for key in last["details"] if key.startswith(f"{name}/")]
-        parts += [f"{key.partition('/')[2]} {_change(first['details'], last['details'], key)}" for key in details]
-        return ", ".join(parts)
+def _window_line(window: range, num_steps: int, *, plain: bool) -> Text:
+    line = Text(f"steps {_span(window)} of {num_steps}  ")
+    on, off = ("#", ".") if plain else ("■", "·")
+    for step in range(num_steps if num_steps <= 60 else 0):
+        line.append(on if step in window else off, style="cyan" if step in window else "dim")
+    return line
+
+
+def _phase_line(run: Progress, now: float) -> str:
+    if run.total <= 1:
+        return ""
+    elapsed = now - run.phase_started
+    speed = f"  {run.done / elapsed:.3g}/s" if run.done and elapsed > 0.0 else ""
+    return f"{run.done}/{run.total} {_UNITS.get(run.phase, '')}{speed}"
+
+
+def _reward_line(values: list[float], width: int, *, plain: bool) -> Text:
+    line = Text.assemble((f"{_figure(values[-1])} {_arrow(values, plain=plain)}  ", "bold"))
+    return line if plain else line.append(sparkline(values, width).ljust(width), style="cyan")
+
+
+def _heldout(evals: Sequence[Mapping[str, Any]], name: str) -> str:
+    if not evals:
+        return ""
+    first, last = evals[0], evals[-1]
+    parts = [f"held-out {_change(first['rewards'], last['rewards'], name)}"]
+    details = [key for key in last["details"] if key.startswith(f"{name}/")]
+    parts += [f"{key.partition('/')[2]} {_change(first['details'], last['details'], key)}" for key in details]
+    return ", ".join(parts)
+
+
+def _eval_line(row: Mapping[str, Any]) -> str:
+    figures = "  ".join(f"{name} {_figure(value)}" for name, value in (row["rewards"] | row["details"]).items())
+    best = "  best so far" if row.get("best") else ""
+    return f"evaluation after {row['iteration']} iterations  {figures}  {row['seconds']:.1f} s{best}"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

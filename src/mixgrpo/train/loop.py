@@ -76,6 +76,8 @@ class Trainer:
         """Load everything, cheap things and likely mistakes first."""
         self.config, self.run = config, run
         if not resume:
+            if (run / "metrics.jsonl").exists():
+                raise ConfigError(f"{run} holds an earlier run: choose a new folder, or resume it")
             run.mkdir(parents=True, exist_ok=True)
             dump_resolved(config, run / "resolved.json")
         self.prompts, self.heldout = _load_prompts(config)

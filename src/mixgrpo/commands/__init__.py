@@ -1,0 +1,1 @@
+"""The commands of `mixgrpo`: one module each, imported only when it is called for."""

@@ -1,0 +1,127 @@
+"""`mixgrpo evaluate`: how a model does on held-out prompts, by ODE sampling from fixed noise."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+from rich import box
+from rich.table import Table
+
+from mixgrpo.commands.common import Parser, at_least_one, terminal
+from mixgrpo.commands.models import (
+    Drawing,
+    add_drawing_arguments,
+    draw,
+    drawing_progress,
+    read_drawing,
+)
+from mixgrpo.commands.sample import read_prompts
+from mixgrpo.config.schema import RewardConfig
+from mixgrpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mixgrpo.train.scores import Means
+
+
+def run(args: Sequence[str]) -> int:
+    """Draw and score, and print the means."""
+    found = make_parser().read(args)
+    drawing = read_drawing(found, seed=None)
+    known = drawing.source.known
+    rewards = _read_rewards(found.rewards, drawing)
+    source = found.prompts or (known.prompts.heldout if known else None)
+    if source is None:
+        raise ConfigError(f"no prompts are known for the model {drawing.source.name}: give --prompts FILE")
+    count = found.num_prompts or (known.eval.num_prompts if known and not found.prompts else 0)
+    prompts = read_prompts(source)[: count or None]
+    means = _score(drawing, prompts, rewards)
+    if found.json:
+        print(json.dumps(_as_dict(drawing, prompts, means), indent=2))
+    else:
+        _show(means, len(prompts))
+    return 0
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    parser = Parser(
+        "evaluate",
+        "Draw held-out prompts and score them. What is not given is taken from the run, or from a preset.",
+    )
+    add_drawing_arguments(parser)
+    parser.add_argument("--prompts", metavar="FILE", help="a file of prompts, or a list that comes with the package")
+    parser.add_argument("--num-prompts", metavar="N", type=at_least_one, help="take only the first N prompts")
+    parser.add_argument(
+        "--rewards",
+        metavar="NAME",
+        nargs="+",
+        help="built-in rewards or import paths (default: those of the run)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser
+
+
+def _read_rewards(names: Sequence[str] | None, drawing: Drawing) -> Sequence[RewardConfig]:
+    if names:
+        return [_reward(name) for name in dict.fromkeys(names)]
+    if drawing.source.known is None:
+        raise ConfigError(f"no rewards are known for the model {drawing.source.name}: give --rewards NAME ...")
+    return drawing.source.known.rewards
+
+
+def _reward(use: str) -> RewardConfig:
+    try:
+        return RewardConfig(name=use.rpartition(":")[2], use=use)
+    except ValidationError:
+        raise ConfigError(f"{use!r} is neither a built-in reward nor an import path package.module:factory") from None
+
+
+def _score(drawing: Drawing, prompts: Sequence[str], rewards: Sequence[RewardConfig]) -> "Means":
+    from mixgrpo.rewards import make_reward
+    from mixgrpo.rewards.scorer import Scorer
+    from mixgrpo.train.inference import score_batches
+
+    scorer = Scorer(
+        {reward.name: make_reward(reward.use or reward.name, reward.options) for reward in rewards},
+        timeout={reward.name: reward.timeout for reward in rewards},
+    )
+    try:
+        batches = draw(drawing, prompts)
+        with drawing_progress(len(prompts)) as tell:
+            return score_batches(batches, prompts, scorer, on_images=lambda rows, images: tell(rows.stop))
+    finally:
+        scorer.close()
+
+
+def _as_dict(drawing: Drawing, prompts: Sequence[str], means: "Means") -> dict[str, object]:
+    return {
+        "model": drawing.source.name,
+        "which": drawing.which if drawing.source.run else None,
+        "base": drawing.base,
+        "tuned_fraction": drawing.tuned_fraction,
+        "num_prompts": len(prompts),
+        "num_steps": drawing.num_steps,
+        "shift": drawing.shift,
+        "seed": drawing.seed,
+        "rewards": means.rewards,
+        "details": means.details,
+        "standard_errors": means.standard_errors,
+        "failed": means.failed,
+    }
+
+
+def _show(means: "Means", num_prompts: int) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(f"mean of {num_prompts} images")
+    for heading in ("", "standard error", "not scored"):
+        table.add_column(heading, justify="right")
+    for name, value in (means.rewards | means.details).items():
+        error, failed = means.standard_errors.get(name), means.failed.get(name)
+        cells = (
+            f"{value:.4f}",
+            "" if error is None else f"{error:.4f}",
+            "" if failed is None else str(failed),
+        )
+        table.add_row(name, *cells)
+    terminal().print(table)

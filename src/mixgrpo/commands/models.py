@@ -1,0 +1,166 @@
+"""What `sample` and `evaluate` share: which model is meant, and how it draws."""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mixgrpo.commands.common import Parser, above_zero, at_least_one, fraction, quiet_libraries
+from mixgrpo.config.load import load_config, preset_names
+from mixgrpo.config.schema import Config, ModelConfig
+from mixgrpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mixgrpo.models import FlowModel
+
+
+_MODEL_ARGUMENTS = ("height", "width", "device", "guidance_scale", "max_sequence_length")
+"""Arguments that stand for the settings of a model with the same names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model as the command line names it."""
+
+    name: str
+    run: Path | None
+    """The run whose result is meant, if a run folder was given."""
+    known: Config | None
+    """Settings that say how this model is used: those of its run, or of a preset for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How images are drawn: the model and the solver's settings, complete."""
+
+    source: Source
+    model: ModelConfig
+    num_steps: int
+    shift: float
+    seed: int
+    batch: int
+    base: str | None
+    tuned_fraction: float
+    which: Literal["best", "last"]
+
+
+def add_drawing_arguments(parser: Parser) -> None:
+    """Add the arguments that say which model draws, and how."""
+    parser.add_argument("model", metavar="MODEL_OR_RUN", help="run folder, diffusers folder, hub id, or flux-nano")
+    parser.add_argument("--which", choices=("best", "last"), default="best", help="checkpoint of a run (default: best)")
+    parser.add_argument("--steps", metavar="N", type=at_least_one, help="denoising steps")
+    parser.add_argument("--shift", metavar="K", type=above_zero, help="time shift of the noise schedule")
+    parser.add_argument("--seed", metavar="N", type=int, help="seed of the noise")
+    parser.add_argument("--height", metavar="PIXELS", type=at_least_one, help="image height")
+    parser.add_argument("--width", metavar="PIXELS", type=at_least_one, help="image width")
+    parser.add_argument("--guidance-scale", metavar="G", type=float, help="guidance, as diffusers names it")
+    parser.add_argument(
+        "--max-sequence-length", metavar="N", type=at_least_one, help="longest prompt, in tokens of the text encoder"
+    )
+    parser.add_argument("--batch", metavar="N", type=at_least_one, help="images per model call")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    parser.add_argument(
+        "--tuned-fraction",
+        metavar="F",
+        type=fraction,
+        default=1.0,
+        help="share of the steps that the model takes, the base model the rest (default: 1, paper: 0.8)",
+    )
+    parser.add_argument("--base", metavar="MODEL", help="the base model (default: the one that the run started from)")
+
+
+def read_drawing(found: argparse.Namespace, *, seed: int | None) -> Drawing:
+    """Complete the arguments from what is known about the model; without `seed`, evaluations' is the default.
+
+    Raises:
+        ConfigError: if something is neither given nor known.
+    """
+    source = find_source(found.model)
+    known = source.known
+    base = found.base or (known.model.path if known and source.run else None)
+    if found.tuned_fraction < 1.0 and base is None:
+        raise ConfigError("--tuned-fraction below 1 needs --base MODEL, which takes the rest of the steps")
+    if found.base and found.tuned_fraction == 1.0:
+        raise ConfigError("--base has nothing to do: give it a share of the steps with --tuned-fraction 0.8")
+    if known is None and (found.height is None or found.width is None or found.steps is None):
+        raise ConfigError(f"nothing is known about the model {source.name}: give --height, --width and --steps")
+    path = source.name if source.run is None or known is None else known.model.path
+    model = known.model if known else ModelConfig(path=path, height=found.height, width=found.width)
+    changes = {name: vars(found)[name] for name in _MODEL_ARGUMENTS} | {"path": path}
+    return Drawing(
+        source=source,
+        model=model.model_copy(update={name: value for name, value in changes.items() if value is not None}),
+        num_steps=found.steps or (known.eval.num_steps if known else 0),
+        shift=found.shift or (known.rollout.shift if known else 3.0),
+        seed=found.seed if found.seed is not None else seed if seed is not None else known.eval.seed if known else 0,
+        batch=found.batch or (known.rollout.micro_batch if known else 1),
+        base=base if found.tuned_fraction < 1.0 else None,
+        tuned_fraction=found.tuned_fraction,
+        which=found.which,
+    )
+
+
+def find_source(name: str) -> Source:
+    """Find out what a model's name means: a run, a run's export, or a model that a preset is made for."""
+    folder = Path(name).expanduser()
+    if (folder / "resolved.json").is_file():
+        return Source(name, folder, load_config(folder / "resolved.json"))
+    if (folder.parent / "resolved.json").is_file() and (folder / "model_index.json").is_file():
+        return Source(name, None, load_config(folder.parent / "resolved.json"))
+    presets = (load_config(preset) for preset in preset_names())
+    return Source(name, None, next((preset for preset in presets if preset.model.path == name), None))
+
+
+def draw(drawing: Drawing, prompts: Sequence[str]) -> "Iterator[tuple[range, Tensor]]":
+    """Load the models and return what draws one image per prompt, batch by batch: (indices, images)."""
+    model, base = _load_models(drawing)
+    from mixgrpo.train.inference import draw_batches
+
+    return draw_batches(
+        model,
+        prompts,
+        num_steps=drawing.num_steps,
+        shift=drawing.shift,
+        seed=drawing.seed,
+        batch=drawing.batch,
+        base=base,
+        tuned_fraction=drawing.tuned_fraction,
+    )
+
+
+def _load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
+    """Load the model that draws, and the base model if it takes part."""
+    quiet_libraries()
+    import torch
+
+    from mixgrpo.models import load_model
+    from mixgrpo.train.checkpoint import find_checkpoint, load_weights
+    from mixgrpo.train.export import load_policy
+
+    if drawing.model.threads:
+        torch.set_num_threads(drawing.model.threads)
+    options = drawing.model.model_dump(exclude={"path", "threads"})
+    base = None if drawing.base is None else load_model(drawing.base, **options)
+    run, known = drawing.source.run, drawing.source.known
+    if run is None or known is None:
+        return load_model(drawing.model.path, **options), base
+    policy = load_policy(known.model_copy(update={"model": drawing.model}))
+    policy.load(load_weights(find_checkpoint(run, drawing.which), averaged=bool(policy.average)))
+    return policy.model, base
+
+
+@contextmanager
+def drawing_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show the progress on stderr if that is a terminal; yields what is told how many images are drawn."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("drawing", total=total)
+        yield lambda done: progress.update(task, completed=done)

@@ -1,0 +1,183 @@
+"""How a plan looks in a terminal: the window's way through the run, the sigmas, and the table of costs."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mixgrpo.config.schema import AllStepsConfig, Config
+from mixgrpo.flow.plan import TrajectoryPlan
+from mixgrpo.flow.sigmas import shifted_sigmas
+from mixgrpo.rl.window import trained_steps
+from mixgrpo.train.console import speaks_unicode
+from mixgrpo.train.settings import FORWARDS_PER_UPDATE_CALL, Cost, make_window
+
+if TYPE_CHECKING:
+    from mixgrpo.commands.plan import Stretch
+
+_LABEL = 13
+"""Columns before the chart: step number and sigma."""
+_SHADES = "░▒▓█"
+_ASCII = str.maketrans("░▒▓█─·", ".+*#-.")
+
+
+def show_plan(config: Config, stretches: Sequence["Stretch"], costs: dict[str, Cost], console: Console) -> None:
+    """Print the plan."""
+    _print_heading(config, console)
+    _print_timeline(config, stretches, console)
+    if config.rollout.tail_ratio < 1.0:
+        _print_tails(config, stretches, console)
+    _print_costs(config, costs, console)
+
+
+def _print_heading(config: Config, console: Console) -> None:
+    rollout, loss = config.rollout, config.loss
+    console.print(Text(config.name, style="bold"))
+    if config.description:
+        console.print(Text(config.description, style="dim"))
+    samples = config.prompts_per_iteration * rollout.group_size
+    updates = "1 update" if loss.updates_per_iteration == 1 else f"{loss.updates_per_iteration} updates"
+    console.print(
+        f"{config.iterations} iterations of {config.prompts_per_iteration} prompts x {rollout.group_size} "
+        f"samples = {samples}, {updates} each; {rollout.num_steps} steps, shift {rollout.shift:g}, "
+        f"{rollout.kernel} with eta {rollout.eta:g}"
+    )
+    console.print()
+
+
+def _print_timeline(config: Config, stretches: Sequence["Stretch"], console: Console) -> None:
+    """Draw steps from top to bottom and iterations from left to right."""
+    sigmas = shifted_sigmas(config.rollout.num_steps, config.rollout.shift)
+    columns, repeat = _columns(config.iterations, max(10, console.width - _LABEL - 1))
+    shares = [_trained_shares(config, iterations) for iterations in columns]
+    windows = [_window_at(stretches, iterations.start) for iterations in columns]
+    flash, plain = config.rollout.tail_ratio < 1.0, not speaks_unicode(console)
+    console.print(Text("step  sigma  the window over the iterations", style="dim"))
+    for step in range(config.rollout.num_steps):
+        line = Text(f"{step:4d}  {sigmas[step]:5.3f}  ")
+        for share, window in zip(shares, windows, strict=True):
+            glyph, style = _cell(step, share[step], window, flash=flash)
+            line.append((glyph.translate(_ASCII) if plain else glyph) * repeat, style=style)
+        console.print(line, no_wrap=True)
+    console.print(Text(" " * _LABEL + _axis(columns, repeat), style="dim"), no_wrap=True)
+    console.print()
+    for line in _legend(config, flash=flash):
+        text = line.translate(_ASCII) if plain else line
+        filled = textwrap.fill(text, console.width, initial_indent="  ", subsequent_indent="    ")
+        console.print(Text(filled, style="dim"))
+    console.print()
+
+
+def _columns(iterations: int, width: int) -> tuple[list[range], int]:
+    """Divide a run into columns of equally many iterations; a short run gets several characters for each."""
+    size = -(-iterations // width)
+    columns = [range(start, min(start + size, iterations)) for start in range(0, iterations, size)]
+    return columns, max(1, min(4, width // len(columns)))
+
+
+def _trained_shares(config: Config, iterations: range) -> list[float]:
+    """Return the share of `iterations` that trains each step."""
+    window, counts = make_window(config), [0] * config.rollout.num_steps
+    for iteration in iterations:
+        for step in trained_steps(window, iteration):
+            counts[step] += 1
+    return [count / len(iterations) for count in counts]
+
+
+def _window_at(stretches: Sequence["Stretch"], iteration: int) -> range:
+    return next(stretch.window for stretch in stretches if iteration in stretch.iterations)
+
+
+def _cell(step: int, trained: float, window: range, *, flash: bool) -> tuple[str, str]:
+    if trained > 0.0:
+        return _SHADES[min(3, int(trained * 4))], "cyan"
+    if step < window.start:
+        return "─", "dim"
+    return (":" if flash else "·"), "dim"
+
+
+def _axis(columns: Sequence[range], repeat: int) -> str:
+    """Return iteration numbers under the columns where they begin."""
+    line = ""
+    for column in range(0, len(columns), 10 if repeat == 1 else 5):
+        line = line.ljust(column * repeat) + str(columns[column].start)
+    return line
+
+
+def _legend(config: Config, *, flash: bool) -> list[str]:
+    if isinstance(config.window, AllStepsConfig):
+        return ["░▒▓█ stochastic; the darker, the more often trained", "· ODE"]
+    shared = ", one call for the whole group" if config.rollout.share_trunk else ""
+    lines = [
+        "█ stochastic and trained (lighter: in a part of the iterations of that column)",
+        f"─ ODE before it{shared}",
+    ]
+    if not flash:
+        return [*lines, "· ODE after it"]
+    rollout = config.rollout
+    order = "Euler" if rollout.tail_order == 1 else f"DPM-Solver++ of order {rollout.tail_order}"
+    return [
+        *lines,
+        f": Flash tail: {rollout.tail_ratio:.0%} of these steps, on a grid of its own, by {order}",
+    ]
+
+
+def _print_tails(config: Config, stretches: Sequence["Stretch"], console: Console) -> None:
+    """Print the sigmas that Flash really visits, at the first and the last position of the run."""
+    shown = {stretch.window: stretch.plan for stretch in stretches}
+    ends = sorted(shown, key=lambda window: window.start)
+    for window in dict.fromkeys([ends[0], ends[-1]]):
+        plan = shown[window]
+        title = f"sigmas with the window at {window.start}-{window.stop - 1} ({plan.num_steps} steps): "
+        console.print(Text(textwrap.fill(title + _sigma_list(plan), console.width, subsequent_indent="  ")))
+    console.print()
+
+
+def _sigma_list(plan: TrajectoryPlan) -> str:
+    inside = range(plan.window.start, plan.window.stop)
+    words = [f"{sigma:.3f}" for sigma in plan.sigmas]
+    return " ".join(f"[{word}]" if step in inside else word for step, word in enumerate(words))
+
+
+def _print_costs(config: Config, costs: dict[str, Cost], console: Console) -> None:
+    used = "shared" if config.rollout.share_trunk else "unshared"
+    names = {
+        "DanceGRPO": "DanceGRPO as published",
+        "unshared": "this run, unshared",
+        "shared": "this run, shared",
+    }
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    table.add_column("model calls per sample", overflow="fold")
+    for heading in ("sampling", "old log-p", "updating", "forwards", "ratio"):
+        table.add_column(heading, justify="right")
+    base = costs["DanceGRPO"].forwards
+    for name, cost in costs.items():
+        figures = (cost.sampling, cost.old_log_prob, cost.update, cost.forwards, cost.forwards / base)
+        table.add_row(names[name], *(f"{figure:.2f}" for figure in figures), style="bold" if name == used else None)
+    console.print(table)
+    console.print()
+    samples = config.prompts_per_iteration * config.rollout.group_size
+    cost = costs[used]
+    forwards = (cost.sampling + cost.old_log_prob) * samples
+    lines = [
+        *(["old log-p: forward passes for the old log-probabilities of later updates."] if cost.old_log_prob else []),
+        "Means over the run. A forward-and-backward pass of an update counts as "
+        f"{FORWARDS_PER_UPDATE_CALL:g} forwards. Not counted: {', '.join(_not_counted(config))}.",
+        f"One iteration ({used}): {forwards:,.0f} forward passes of one sample, and "
+        f"{cost.update * samples:,.0f} forward and backward.",
+    ]
+    for line in lines:
+        console.print(Text(textwrap.fill(line, console.width), style="dim"))
+
+
+def _not_counted(config: Config) -> list[str]:
+    uncounted = ["evaluation", "VAE", "text encoders", "rewards"]
+    if config.model.gradient_checkpointing:
+        uncounted.append("the forward that gradient checkpointing repeats")
+    if config.loss.kl_weight > 0.0:
+        uncounted.append("the reference's forward for the KL divergence")
+    return uncounted

@@ -1,0 +1,64 @@
+"""`mixgrpo sample`: images of prompts, by ODE sampling."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixgrpo.commands.common import Parser, new_folder
+from mixgrpo.commands.models import add_drawing_arguments, draw, drawing_progress, read_drawing
+from mixgrpo.errors import ConfigError
+
+
+def run(args: Sequence[str]) -> int:
+    """Draw one image per prompt into a folder."""
+    found = make_parser().read(args)
+    if (found.prompt is None) == (found.prompts is None):
+        raise ConfigError("give either --prompt TEXT or --prompts FILE (see mixgrpo sample --help)")
+    drawing = read_drawing(found, seed=0)
+    output = new_folder(found.output)
+    prompts = found.prompt or read_prompts(found.prompts)
+    from mixgrpo.train.samples import save_image
+
+    batches = draw(drawing, prompts)
+    output.mkdir(parents=True, exist_ok=True)
+    files = [f"{number:04d}.png" for number in range(len(prompts))]
+    with drawing_progress(len(prompts)) as tell:
+        for rows, images in batches:
+            for row, image in zip(rows, images, strict=True):
+                save_image(image.cpu(), output / files[row])
+            tell(rows.stop)
+    _write_index(
+        output / "index.json",
+        found.model,
+        drawing.seed,
+        drawing.num_steps,
+        dict(zip(files, prompts, strict=True)),
+    )
+    print(f"{len(prompts)} images in {output}")
+    return 0
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command's arguments."""
+    parser = Parser(
+        "sample",
+        "Draw one image per prompt. What is not given is taken from the run, or from a preset for the model.",
+    )
+    add_drawing_arguments(parser)
+    parser.add_argument("--prompt", metavar="TEXT", action="append", help="a prompt; may be given again")
+    parser.add_argument("--prompts", metavar="FILE", help="a file of prompts, or a list that comes with the package")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the images, new or empty")
+    return parser
+
+
+def read_prompts(source: str) -> list[str]:
+    """Read a file of prompts, or a list that comes with the package."""
+    from mixgrpo.data.prompts import load_prompts
+
+    return load_prompts(source)
+
+
+def _write_index(path: Path, model: str, seed: int, num_steps: int, prompts: dict[str, str]) -> None:
+    """Write beside the images what they are of."""
+    content = {"model": model, "seed": seed, "num_steps": num_steps, "prompts": prompts}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,136 @@
+"""`mixgrpo train`: start a run, or go on with one."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixgrpo.commands.common import Parser, new_folder, quiet_libraries, run_folder, shell_line
+from mixgrpo.config.load import load_config
+from mixgrpo.config.schema import Config
+from mixgrpo.errors import ConfigError, MixGRPOError
+
+_USAGE = """mixgrpo train PRESET_OR_FILE [--output DIR] [--section.name VALUE ...]
+       mixgrpo train --resume RUN"""
+_ABOUT = (
+    "Post-train a model with rewards. Settings come from a preset (see mixgrpo presets) or a TOML or JSON "
+    "file; flags such as --window.size 2 --optim.lr 3e-5 --rewards.1.weight 2 change them."
+)
+_INTERRUPTED = 130
+"""Exit code of a program that SIGINT ended, so that scripts do not go on as if the run were done."""
+
+
+def run(args: Sequence[str]) -> int:
+    """Start or resume a run."""
+    if not args or args[0].startswith("-"):
+        found, rest = make_parser().parse_known_args(args)
+        if found.resume is None:
+            make_parser().read(args)
+            raise ConfigError("name a preset or a settings file first: mixgrpo train flux-nano (see mixgrpo presets)")
+        return _resume(found.resume, [*rest, *([] if found.output is None else ["--output", found.output])])
+    source = args[0]
+    found, rest = make_parser(add_help=False).parse_known_args(args[1:])
+    if found.resume is not None:
+        return _resume(found.resume, [source, *rest])
+    prog = f"mixgrpo train {source}"
+    own = {"--output DIR": "the run's folder, new or empty (default: runs/NAME-DATE-TIME)"}
+    config = load_config(source, rest, prog=prog, about=_ABOUT, own=own)
+    _check_prompts(config)
+    folder = new_folder(found.output or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    _announce(config, folder)
+    try:
+        return _train(config, folder, resume=False)
+    except MixGRPOError:
+        _remove_if_unused(folder)
+        raise
+
+
+def make_parser(*, add_help: bool = True) -> Parser:
+    """Return the parser of the command's own arguments, those that are no settings."""
+    parser = Parser(
+        "train",
+        _ABOUT,
+        usage=_USAGE,
+        add_help=add_help,
+        epilog="All settings, with their values in a preset: mixgrpo train PRESET_OR_FILE --help",
+    )
+    parser.add_argument("--output", metavar="DIR", help="the run's folder, new or empty (default: runs/NAME-DATE-TIME)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with the settings it has")
+    return parser
+
+
+def _resume(text: str, others: Sequence[str]) -> int:
+    folder = run_folder(text)
+    settings = folder / "resolved.json"
+    if others:
+        raise ConfigError(
+            f"--resume goes on with the settings that the run has, so it takes nothing else; got "
+            f"{' '.join(others)}. To start a new run from them: {shell_line('train', settings)} --section.name VALUE"
+        )
+    config = load_config(settings)
+    if _has_finished(folder):
+        print(f"{folder} has finished.")
+        _say_results(folder)
+        return 0
+    _announce(config, folder)
+    return _train(config, folder, resume=True)
+
+
+def _train(config: Config, folder: Path, *, resume: bool) -> int:
+    quiet_libraries()
+    from mixgrpo.train.console import ConsoleSink
+    from mixgrpo.train.loop import train
+
+    outcome = train(config, folder, resume=resume, sinks=[ConsoleSink(config)])
+    if outcome.reason == "interrupted":
+        print(f"\nInterrupted after {outcome.iteration} of {config.iterations} iterations; saved. Go on with:")
+        print(f"  {shell_line('train', '--resume', folder)}")
+        return _INTERRUPTED
+    print(f"\nDone: {outcome.iteration} iterations.")
+    _say_results(folder)
+    return 0
+
+
+def _say_results(folder: Path) -> None:
+    export = folder / "export"
+    print(f"  report   {folder / 'report.html'}")
+    print(f"  samples  {folder / 'samples'}, from the same noise before and after")
+    print(f"  model    {export}, loaded with diffusers.FluxPipeline.from_pretrained({str(export)!r})")
+
+
+def _announce(config: Config, folder: Path) -> None:
+    samples = config.prompts_per_iteration * config.rollout.group_size
+    rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in config.rewards)
+    weights = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "all weights"
+    print(config.description or config.name)
+    size = f"{config.model.width} x {config.model.height} pixels"
+    print(f"  model    {config.model.path}, {size}; trains {weights}")
+    print(f"  rewards  {rewards}")
+    print(f"  run      {config.iterations} iterations of {samples} samples: {folder}", flush=True)
+
+
+def _check_prompts(config: Config) -> None:
+    """Read the prompt files before torch is loaded: a wrong path is the likeliest mistake."""
+    from mixgrpo.data.prompts import load_prompts
+
+    load_prompts(config.prompts.train)
+    load_prompts(config.prompts.heldout)
+
+
+def _has_finished(folder: Path) -> bool:
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        return False
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    try:
+        last = json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError:  # cut short when the process died: not finished
+        return False
+    return last.get("kind") == "end" and last.get("reason") == "finished"
+
+
+def _remove_if_unused(folder: Path) -> None:
+    """Take back a folder in which nothing has happened yet, so that the same command can be given again."""
+    if folder.is_dir() and [entry.name for entry in folder.iterdir()] == ["resolved.json"]:
+        (folder / "resolved.json").unlink()
+        folder.rmdir()

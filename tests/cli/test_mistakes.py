@@ -1,0 +1,104 @@
+"""Every mistake on the command line ends in one message on stderr and exit code 2."""
+
+from pathlib import Path
+
+import pytest
+
+from mixgrpo.cli import main
+from mixgrpo.config.load import dump_resolved, load_config
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder in which nothing has happened but the start."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    dump_resolved(load_config("flux-nano"), folder / "resolved.json")
+    return folder
+
+
+def _fail(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert main(args) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("mixgrpo: ")
+    assert printed.err.count("mixgrpo: ") == 1
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("trian flux-nano", "did you mean train?"),
+        ("--versio", "unknown option --versio"),
+        ("train", "name a preset or a settings file first"),
+        ("train --output x", "name a preset or a settings file first"),
+        ("train --resum x", "did you mean --resume?"),
+        ("train --resume", "expected one argument"),
+        ("train --resume nowhere", "there is no run folder nowhere"),
+        ("train flux-nan", "did you mean flux-nano?"),
+        ("train nowhere.toml", "cannot read the settings file nowhere.toml: No such file"),
+        ("train flux-nano --output", "expected one argument"),
+        ("train flux-nano --windw.size 2", "did you mean --window.size?"),
+        ("train flux-nano --window.size 9", "window.size (9) does not fit"),
+        ("train flux-nano --optim.lr fast", "optim.lr is 'fast' (given on the command line); allowed: a number"),
+        ("train flux-nano --rollout.group_size 7 --loss.updates_per_iteration 2", "rollout.group_size = 6 or 8"),
+        ("train flux-nano --prompts.train nowhere.txt", "nowhere.txt"),
+        ("plan", "name a preset or a settings file first"),
+        ("plan flux-nano --jsn", "did you mean --json?"),
+        ("plan flux-nano --window.size 9", "window.size (9) does not fit"),
+        ("sample", "MODEL_OR_RUN, --output"),
+        ("sample flux-nano --output o", "either --prompt TEXT or --prompts FILE"),
+        ("sample flux-nano --output o --prompt a --prompts b", "either --prompt TEXT or --prompts FILE"),
+        ("sample flux-nano --output o --prompt a --stpes 3", "did you mean --steps?"),
+        ("sample flux-nano --output o --prompt a --steps 0", "'0' is not a whole number of at least 1"),
+        ("sample flux-nano --output o --prompt a --shift none", "'none' is not a number above 0"),
+        ("sample flux-nano --output o --prompt a --tuned-fraction 2", "'2' is not a number from 0 to 1"),
+        ("sample flux-nano --output o --prompt a --tuned-fraction 0.8", "needs --base MODEL"),
+        ("sample flux-nano --output o --prompt a --base b", "--base has nothing to do"),
+        ("sample some/model --output o --prompt a", "give --height, --width and --steps"),
+        ("sample flux-nano --output o --prompts nowhere.txt", "nowhere.txt"),
+        ("evaluate flux-nano --rewards a+b", "'a+b' is neither a built-in reward nor an import path"),
+        ("evaluate some/model --height 8 --width 8 --steps 2", "give --rewards"),
+        ("evaluate some/model --height 8 --width 8 --steps 2 --rewards jpeg", "give --prompts"),
+        ("report", "RUN"),
+        ("report nowhere", "there is no run folder nowhere"),
+        ("export nowhere", "--output"),
+        ("export nowhere --output o --which bst", "'best', 'last'"),
+        ("presets flux-nano-flsh", "did you mean flux-nano-flash"),
+        ("presets flux-nano more", "unexpected argument 'more'"),
+    ],
+)
+def test_mistake_is_told_in_one_message(
+    line: str, part: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert part in _fail(capsys, *line.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_empty_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is not empty" in _fail(capsys, "sample", "flux-nano", "--prompt", "a", "--output", str(run))
+    assert "is a file" in _fail(capsys, "sample", "flux-nano", "--prompt", "a", "--output", str(run / "resolved.json"))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (["train", "--resume"], ["report"], ["export", "--output", "o"]):
+        assert "it has no resolved.json" in _fail(capsys, *line, str(tmp_path))
+
+
+def test_resuming_takes_no_settings(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (
+        ["--resume", str(run), "--optim.lr", "1"],
+        ["--resume", str(run), "--output", "o"],
+        ["flux-nano", "--resume", str(run)],
+    ):
+        message = _fail(capsys, "train", *line)
+        assert "with the settings that the run has" in message
+        assert str(run / "resolved.json") in message
+
+
+def test_resuming_a_finished_run_says_where_its_results_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "metrics.jsonl").write_text('{"kind": "end", "iteration": 60, "reason": "finished"}\n')
+    assert main(["train", "--resume", str(run)]) == 0
+    assert str(run / "report.html") in capsys.readouterr().out
