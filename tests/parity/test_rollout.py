@@ -134,6 +134,7 @@ def test_rollout_equals_single_samples_computed_by_hand(
         (range(2, 5), 0.6, 3),
         (range(4, 7), 0.1, 1),
         (range(2, 4), 1.0, 6),
+        (range(3, 4), 0.5, 3),  # order 3 then needs a prediction from before the window
         (range(0), 0.5, 5),
     ],
 )

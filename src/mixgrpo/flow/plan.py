@@ -68,7 +68,8 @@ def plan_trajectory(
         raise ValueError(f"tail_ratio must be in (0, 1], got {tail_ratio}")
     if tail_order not in (1, 2, 3):
         raise ValueError(f"tail_order must be 1, 2 or 3, got {tail_order}")
-    first = window.stop if window else 0
+    window = window or range(0)  # an empty range somewhere else would say where the tail begins
+    first = window.stop
     num_tail = max(1, round((num_steps - first) * tail_ratio))
     if num_tail < num_steps - first:
         start = unshift_time(sigmas[first], shift)

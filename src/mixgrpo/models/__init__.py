@@ -5,7 +5,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mixgrpo.errors import ModelError
+from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.base import Conditioning, FlowModel
 
 __all__ = ["BUNDLED", "MODELS", "Conditioning", "FlowModel", "bundled_folder", "load_model"]
@@ -31,6 +31,7 @@ def load_model(
     max_sequence_length: int = 512,
     dtype: str = "float32",
     autocast: str = "off",
+    attention: str = "native",
     gradient_checkpointing: bool = False,
     device: str = "auto",
     revision: str = "",
@@ -65,6 +66,10 @@ def load_model(
         max_sequence_length=max_sequence_length,
         autocast=None if autocast == "off" else getattr(torch, autocast),
     )
+    try:
+        pipeline.transformer.set_attention_backend(attention)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(f"model.attention {attention!r} cannot be used here: {error}") from error
     if gradient_checkpointing:
         pipeline.transformer.enable_gradient_checkpointing()
     return model
