@@ -2,8 +2,8 @@
 
     make bench                      (or: python benchmarks/methods.py --repeats 3 --positions 6 --prompts 2)
 
-Every method runs the project's own training iteration with T = 25, 12 samples per prompt and a window of 4 steps, as the
-paper does on FLUX.1-dev. A round takes one iteration of every method; a sliding window stands at another position in
+Every method runs the project's own training iteration with T = 25, 12 samples per prompt and a window of 4 steps, as
+the paper does on FLUX.1-dev. A round takes one iteration of every method; a sliding window stands at another position in
 every round, so that the rounds of a repeat cover the window's way from the first position to the last. Per position the
 median over the repeats counts, and the mean over the positions is the method's time.
 """
@@ -124,7 +124,9 @@ def main() -> None:
             f"{figure['outside_share']:.1%}",
         )
     console.print(table)
-    console.print("Calls are per sample, as counted. * share of the time outside model, VAE, text encoders and rewards.")
+    console.print(
+        "Calls are per sample, as counted. * share of the time outside model, VAE, text encoders and rewards."
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps({"figures": figures, "rows": rows}, indent=1), encoding="utf-8")
 

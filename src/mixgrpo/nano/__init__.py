@@ -1,0 +1,1 @@
+"""flux-nano: the recipe that pretrains the bundled model, `python -m mixgrpo.nano`."""

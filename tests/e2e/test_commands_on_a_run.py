@@ -1,0 +1,99 @@
+"""The program as a user meets it: a short run as a process, interrupted and resumed, then every command on it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+
+from mixgrpo.cli import main
+from mixgrpo.config.load import dump_resolved
+from mixgrpo.config.schema import Config
+from mixgrpo.train.checkpoint import find_checkpoint, load_weights
+
+MIXGRPO = (sys.executable, "-m", "mixgrpo")
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_a_run_of_two_iterations_from_start_to_hybrid_pictures(
+    tmp_path: Path,
+    make_config: Callable[..., Config],
+    environment: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    tiny_folder: Path,
+) -> None:
+    settings, run = tmp_path / "settings.json", tmp_path / "run"
+    dump_resolved(make_config(iterations=2), settings)
+    done = subprocess.run(
+        [*MIXGRPO, "train", str(settings), "--output", str(run)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert str(run / "report.html") in done.stdout.replace("\n", "")
+
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["start", "eval", "train", "train", "eval", "end"]
+    assert (run / "resolved.json").is_file()
+    assert "<svg" in (run / "report.html").read_text()
+    sheets = json.loads((run / "samples" / "index.json").read_text())["sheets"]
+    assert [sheet["iteration"] for sheet in sheets] == [0, 2]
+    assert Image.open(run / "samples" / sheets[1]["files"][0]).size == (32, 16)
+    FluxPipeline.from_pretrained(run / "export")
+
+    small = ["--steps", "3"]
+    assert main(["sample", str(run), "--prompt", "a picture", "--output", str(tmp_path / "tuned"), *small]) == 0
+    hybrid = ["--base", str(tiny_folder), "--tuned-fraction", "0.5"]
+    assert (
+        main(["sample", str(run), "--prompt", "a picture", "--output", str(tmp_path / "mixed"), *small, *hybrid]) == 0
+    )
+    assert (tmp_path / "tuned" / "0000.png").read_bytes() != (tmp_path / "mixed" / "0000.png").read_bytes()
+
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--rewards", "brightness", "--json", *small]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0.0 < found["rewards"]["brightness"] < 1.0
+
+    assert main(["export", str(run), "--output", str(tmp_path / "last"), "--which", "last"]) == 0
+    (run / "report.html").unlink()
+    assert main(["report", str(run)]) == 0
+    assert (run / "report.html").is_file()
+
+
+def test_sigterm_saves_and_the_printed_command_gives_the_uninterrupted_run(
+    tmp_path: Path, make_config: Callable[..., Config], environment: dict[str, str]
+) -> None:
+    settings, whole, parts = tmp_path / "settings.json", tmp_path / "whole", tmp_path / "parts"
+    dump_resolved(make_config(iterations=6, rollout={"num_steps": 12}, eval={"every": 100}), settings)
+    process = subprocess.Popen(
+        [*MIXGRPO, "train", str(settings), "--output", str(parts)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    log = parts / "metrics.jsonl"
+    for _ in range(600):
+        if log.exists() and '"train"' in log.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    command = f"train --resume {parts}"
+    assert command in printed.replace("\n", "")
+    again = subprocess.run([*MIXGRPO, "train", "--resume", str(parts)], capture_output=True, text=True, env=environment)
+    assert again.returncode == 0, again.stderr
+    subprocess.run(
+        [*MIXGRPO, "train", str(settings), "--output", str(whole)], check=True, capture_output=True, env=environment
+    )
+    expected = load_weights(find_checkpoint(whole, "last"), averaged=False)
+    found = load_weights(find_checkpoint(parts, "last"), averaged=False)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
