@@ -39,8 +39,7 @@ class ModelConfig(Section):
     autocast: Literal["off", "bfloat16"] = "off"
     """Type that the transformer computes in. Solver, log-probabilities and losses stay float32."""
     attention: str = "native"
-    """Attention backend as diffusers names it, such as native, flash or _flash_3. On a CPU, short sequences train
-    faster with _native_math."""
+    """Attention backend as diffusers names it, such as native, flash or _flash_3."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time for an update."""
     device: str = "auto"

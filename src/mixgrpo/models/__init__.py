@@ -66,10 +66,11 @@ def load_model(
         max_sequence_length=max_sequence_length,
         autocast=None if autocast == "off" else getattr(torch, autocast),
     )
-    try:
-        pipeline.transformer.set_attention_backend(attention)
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"model.attention {attention!r} cannot be used here: {error}") from error
+    if attention != "native":
+        try:
+            pipeline.transformer.set_attention_backend(attention)
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise ConfigError(f"model.attention {attention!r} cannot be used here: {error}") from error
     if gradient_checkpointing:
         pipeline.transformer.enable_gradient_checkpointing()
     return model
