@@ -29,8 +29,8 @@ prove: $(VENV)/dev.stamp ## Run the proofs that take minutes.
 bench: $(VENV)/dev.stamp ## Time the methods against each other, about six minutes. Nothing else should run.
 	$(BIN)/python benchmarks/methods.py
 
-nano: $(VENV)/dev.stamp ## Pretrain flux-nano from scratch into build/nano, about an hour and a half.
-	$(BIN)/python -m mixgrpo.nano all --output build/nano
+nano: $(VENV)/dev.stamp ## Pretrain flux-nano from scratch into runs/nano, about an hour and a half.
+	$(BIN)/python -m mixgrpo.nano all --output runs/nano
 
 clean: ## Remove the environment and what tools leave behind; runs stay.
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

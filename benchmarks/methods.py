@@ -1,11 +1,11 @@
 """Time an iteration of each method on flux-nano, in one process, interleaved, by median.
 
-    make bench                      (or: python benchmarks/methods.py --repeats 3 --positions 6 --prompts 2)
+    make bench                      (or: python benchmarks/methods.py --repeats 3 --positions 3 --prompts 4)
 
 Every method runs the project's own training iteration with T = 25, 12 samples per prompt and a window of 4 steps, as
-the paper does on FLUX.1-dev. A round takes one iteration of every method; a sliding window stands at another position in
-every round, so that the rounds of a repeat cover the window's way from the first position to the last. Per position the
-median over the repeats counts, and the mean over the positions is the method's time.
+the paper does on FLUX.1-dev. A round takes one iteration of every method; a sliding window stands at another position
+in every round, evenly spread from the first position to the last. Per position the median over the repeats counts, and
+the mean over the positions is the method's time.
 """
 
 import argparse
@@ -102,8 +102,8 @@ def summarise(rows: list[dict[str, Any]], positions: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="times that every position is measured")
-    parser.add_argument("--positions", type=int, default=6, help="places of the sliding window, evenly spread")
-    parser.add_argument("--prompts", type=int, default=2, help="prompts per iteration")
+    parser.add_argument("--positions", type=int, default=3, help="places of the sliding window, evenly spread")
+    parser.add_argument("--prompts", type=int, default=4, help="prompts per iteration")
     parser.add_argument("--json", type=Path, help="write the figures and all rows to this file")
     parser.add_argument("settings", nargs="*", help="further settings, after --, such as -- --model.threads 1")
     arguments = parser.parse_args()
@@ -112,7 +112,7 @@ def main() -> None:
     rows = measure(arguments, console)
     figures = {name: summarise(method, arguments.positions) for name, method in rows.items()}
     dance = figures["DanceGRPO"]["seconds"]
-    table = Table("method", "s / iteration", "of DanceGRPO", "sampling calls", "update calls", "model", "outside *")
+    table = Table("method".ljust(23), "s / iteration", "of DanceGRPO", "sampling calls", "update calls", "model", "outside *")
     for name, figure in figures.items():
         table.add_row(
             name,

@@ -58,7 +58,7 @@ def tiny_model(tiny_folder: Path) -> FlowModel:
 
 @pytest.fixture
 def make_config(tiny_folder: Path, tmp_path: Path) -> Callable[..., Config]:
-    """Return a function that makes a config of a run in seconds; keyword arguments replace keys of its sections, None removes one."""
+    """Return a function that makes the config of a short run; keywords replace keys of sections, None removes one."""
     train, heldout = tmp_path / "train.txt", tmp_path / "heldout.txt"
     train.write_text("\n".join(PROMPTS), encoding="utf-8")
     heldout.write_text("\n".join(HELDOUT), encoding="utf-8")

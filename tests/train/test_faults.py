@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import CheckpointError, ConfigError, RewardError, TrainingError
-from mixgrpo.train.guard import check_collapse
+from mixgrpo.train.guard import check_collapse, longest_streak
 from mixgrpo.train.loop import train
 
 
@@ -84,6 +84,13 @@ def test_collapsed_reward_stops_the_run(make_config: Callable[..., Config]) -> N
     with pytest.raises(TrainingError, match="brightness"):
         check_collapse({**steady, "brightness": [0.5] * 10 + [0.2] * 10}, config)
     check_collapse({**steady, "brightness": [0.5] * 10 + [0.2] * 8}, config)  # too early to tell
+
+
+def test_streak_of_skipped_updates_is_counted_in_a_row_and_across_iterations() -> None:
+    assert longest_streak(0, [True, False, True, True, False]) == (2, 0)
+    assert longest_streak(3, [True, True, False, False]) == (5, 0)
+    assert longest_streak(2, [False, True]) == (2, 1)
+    assert longest_streak(1, [True]) == (2, 2)
 
 
 def test_updates_that_are_never_finite_stop_the_run(tmp_path: Path, make_config: Callable[..., Config]) -> None:

@@ -118,3 +118,13 @@ def test_export_does_not_write_over_other_files(tmp_path: Path, make_config: Cal
     with pytest.raises(ConfigError, match="mine"):
         export_run(tmp_path / "run", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_export_does_not_replace_a_model_that_is_not_an_export(
+    tmp_path: Path, tiny_folder: Path, make_config: Callable[..., Config]
+) -> None:
+    train(make_config(iterations=1), tmp_path / "run")
+    with pytest.raises(ConfigError, match="earlier export"):
+        export_run(tmp_path / "run", tiny_folder)
+    assert (tiny_folder / "model_index.json").is_file()
+    assert export_run(tmp_path / "run", tmp_path / "run" / "export").is_dir()  # an export of ours is replaced

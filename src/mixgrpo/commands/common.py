@@ -63,6 +63,13 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def seed_number(text: str) -> int:
+    """Read a seed: a whole number from 0 to 2^63 - 1."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
 def above_zero(text: str) -> float:
     """Read a number above 0."""
     value = _number(text)

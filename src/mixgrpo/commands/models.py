@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mixgrpo.commands.common import Parser, above_zero, at_least_one, fraction, quiet_libraries
+from mixgrpo.commands.common import Parser, above_zero, at_least_one, fraction, quiet_libraries, seed_number
 from mixgrpo.config.load import load_config, preset_names
 from mixgrpo.config.schema import Config, ModelConfig
 from mixgrpo.errors import ConfigError
@@ -57,7 +57,7 @@ def add_drawing_arguments(parser: Parser) -> None:
     parser.add_argument("--which", choices=("best", "last"), default="best", help="checkpoint of a run (default: best)")
     parser.add_argument("--steps", metavar="N", type=at_least_one, help="denoising steps")
     parser.add_argument("--shift", metavar="K", type=above_zero, help="time shift of the noise schedule")
-    parser.add_argument("--seed", metavar="N", type=int, help="seed of the noise")
+    parser.add_argument("--seed", metavar="N", type=seed_number, help="seed of the noise")
     parser.add_argument("--height", metavar="PIXELS", type=at_least_one, help="image height")
     parser.add_argument("--width", metavar="PIXELS", type=at_least_one, help="image width")
     parser.add_argument("--guidance-scale", metavar="G", type=float, help="guidance, as diffusers names it")
@@ -141,8 +141,7 @@ def _load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
     import torch
 
     from mixgrpo.models import load_model
-    from mixgrpo.train.checkpoint import find_checkpoint, load_weights
-    from mixgrpo.train.export import load_policy
+    from mixgrpo.train.export import load_run_model
 
     if drawing.model.threads:
         torch.set_num_threads(drawing.model.threads)
@@ -151,9 +150,7 @@ def _load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
     run, known = drawing.source.run, drawing.source.known
     if run is None or known is None:
         return load_model(drawing.model.path, **options), base
-    policy = load_policy(known.model_copy(update={"model": drawing.model}))
-    policy.load(load_weights(find_checkpoint(run, drawing.which), averaged=bool(policy.average)))
-    return policy.model, base
+    return load_run_model(run, drawing.which, config=known.model_copy(update={"model": drawing.model})), base
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from mixgrpo.commands.common import Parser, new_folder, quiet_libraries, run_folder, shell_line
 from mixgrpo.config.load import load_config
 from mixgrpo.config.schema import Config
-from mixgrpo.errors import ConfigError, MixGRPOError
+from mixgrpo.errors import ConfigError
 
 _USAGE = """mixgrpo train PRESET_OR_FILE [--output DIR] [--section.name VALUE ...]
        mixgrpo train --resume RUN"""
@@ -40,9 +40,8 @@ def run(args: Sequence[str]) -> int:
     _announce(config, folder)
     try:
         return _train(config, folder, resume=False)
-    except MixGRPOError:
+    finally:
         _remove_if_unused(folder)
-        raise
 
 
 def make_parser(*, add_help: bool = True) -> Parser:

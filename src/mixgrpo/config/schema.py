@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
@@ -227,7 +228,7 @@ class EvalConfig(Section):
     """How many held-out prompts, from the first on. 0: all."""
     num_steps: Positive
     """Denoising steps."""
-    seed: int = 1000
+    seed: Seed = 1000
     """Seed of the evaluation's noise."""
     samples: Positive = 16
     """Prompts whose image is kept at every evaluation, from the same noise."""
@@ -266,7 +267,7 @@ class Config(Section):
     """Name of the run, first part of its folder's name."""
     description: str = ""
     """One line that says what this is, shown by `mixgrpo presets`."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of everything random: prompts, noise, windows."""
     iterations: Positive
     """Rollout-and-update rounds."""
@@ -320,6 +321,16 @@ class Config(Section):
                 f"{name} ({whole}) does not divide into loss.updates_per_iteration ({updates}) equal shares "
                 f"of {split}: {whole} / {updates} = {whole / updates:.2f}. "
                 f"Nearest that do: {_either(below, above)} updates, or {name} = {_either(fewer, more)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        updates = self.iterations * self.loss.updates_per_iteration
+        if self.optim.warmup >= updates:
+            raise ValueError(
+                f"optim.warmup ({self.optim.warmup}) must be below the number of updates of the run, iterations x "
+                f"loss.updates_per_iteration = {updates}, or the learning rate is never reached"
             )
         return self
 

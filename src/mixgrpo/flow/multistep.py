@@ -27,8 +27,8 @@ class DPMSolverPP:
     lambda means nothing at lambda = infinity.
 
     `variant` "midpoint" and "heun" are the two second-order formulas of the paper. At order 3 both give the formula
-    that diffusers and the published codes use; it takes half of the curvature term of the exact expansion, so its measured
-    order is 2. "corrected", for order 3 only, takes all of it and measures 3.
+    that diffusers and the published codes use; it takes half of the curvature term of the exact expansion, so its
+    measured order is 2. "corrected", for order 3 only, takes all of it and measures 3.
     """
 
     def __init__(self, order: int = 2, variant: Variant = "midpoint") -> None:
@@ -76,7 +76,7 @@ class DPMSolverPP:
         return (sigma_next / sigma) * _at_least_float32(x) + (1.0 - sigma_next) * change
 
     def _corrections(self, decay: float, h: float) -> Tensor | float:
-        """Return the terms of order h^2 and h^3 by Newton's divided differences of the predictions in lambda / h."""
+        """Return the terms of order h^2 and h^3, by Newton's divided differences in lambda / h."""
         if len(self._history) == 1 or math.isinf(h):
             return 0.0
         (lambda_0, x0), (lambda_1, x1) = self._history[:2]

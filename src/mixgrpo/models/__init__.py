@@ -45,18 +45,25 @@ def load_model(
         ConfigError: if the image size does not fit the model.
     """
     source = str(bundled_folder(path_or_hub_id)) if path_or_hub_id in BUNDLED else path_or_hub_id
-    _check_family(source)
-    import torch  # noqa: PLC0415 - the checks above answer at once
-    from diffusers import FluxPipeline  # noqa: PLC0415
+    is_hub_id = not Path(source).exists() and source.count("/") == 1 and not source.startswith((".", "/"))
+    if not is_hub_id:
+        _check_folder(Path(source))
+    import torch  # noqa: PLC0415 - the check above answers at once
+    from diffusers import AutoencoderKL, FluxPipeline  # noqa: PLC0415
 
-    from mixgrpo.models.flux import FluxModel  # noqa: PLC0415
+    from mixgrpo.models.flux import FluxModel, side_multiple  # noqa: PLC0415
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    _check_device(device)
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
+        index: Any = FluxPipeline.load_config(source, **options)
+        _check_family(index.get("_class_name"), source)
+        vae_config: Any = AutoencoderKL.load_config(source, subfolder="vae", **options)
+        _check_size(height, width, side_multiple(vae_config))
         pipeline = FluxPipeline.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError) as error:
         raise ModelError(f"model {path_or_hub_id!r} cannot be loaded: {error}") from error
     model = FluxModel(
         pipeline.to(device),
@@ -76,21 +83,43 @@ def load_model(
     return model
 
 
-def _check_family(source: str) -> None:
+def _check_folder(folder: Path) -> None:
     """Find a wrong path or an unknown family before torch and diffusers are loaded."""
-    folder = Path(source)
-    if not folder.exists() and source.count("/") == 1 and not source.startswith((".", "/")):
-        return  # a hub id, which diffusers resolves
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelError(
-            f"model {source!r} is neither a bundled model ({', '.join(BUNDLED)}), nor a diffusers folder "
+            f"model {str(folder)!r} is neither a bundled model ({', '.join(BUNDLED)}), nor a diffusers folder "
             f"(a folder with a model_index.json), nor a hub id (owner/name)"
         )
     try:
         family = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (json.JSONDecodeError, AttributeError) as error:
         raise ModelError(f"{index} is not a JSON object: {error}") from error
+    _check_family(family, str(folder))
+
+
+def _check_family(family: object, source: str) -> None:
     if family not in MODELS:
         known = ", ".join(f"{cls} ({name})" for cls, name in MODELS.items())
-        raise ModelError(f"{index} names the pipeline {family!r}, which has no adapter; there are: {known}")
+        raise ModelError(f"model {source!r} is of the pipeline {family!r}, which has no adapter; there are: {known}")
+
+
+def _check_size(height: int, width: int, multiple: int) -> None:
+    for name, value in (("height", height), ("width", width)):
+        if value % multiple:
+            below = value - value % multiple
+            raise ConfigError(
+                f"model.{name} ({value}) must be a multiple of {multiple} for this model; "
+                f"nearest: {below or multiple} or {below + multiple}"
+            )
+
+
+def _check_device(device: str) -> None:
+    import torch  # noqa: PLC0415
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ConfigError(f"model.device {device!r} is no torch device: use auto, cpu or cuda:0") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"model.device is {device!r}, but torch sees no CUDA device here; use auto or cpu")

@@ -1,4 +1,4 @@
-"""What the project needs of a generator: four methods and three facts. No loop and no reinforcement learning here."""
+"""What the project needs of a generator. No loop and no reinforcement learning here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """FLUX.1 as diffusers has it: latents are packed 2 x 2 into tokens, guidance is an embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +9,6 @@ from diffusers import FluxPipeline
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from mixgrpo.errors import ConfigError
 from mixgrpo.models.base import Conditioning
 
 LORA_TARGETS: tuple[str, ...] = (
@@ -29,6 +28,11 @@ LORA_TARGETS: tuple[str, ...] = (
 """Attention and feed-forward layers of the two-stream blocks, and the attention of the one-stream blocks."""
 
 
+def side_multiple(vae_config: Mapping[str, Any]) -> int:
+    """Return what the sides of an image must be multiples of: the VAE's factor times the packing's 2."""
+    return 2 ** (len(vae_config["block_out_channels"]) - 1) * 2
+
+
 class FluxModel:
     """A `FluxPipeline` as a `FlowModel`: x is [B, height / 2f * width / 2f, 4 * channels], f the VAE's factor."""
 
@@ -44,27 +48,15 @@ class FluxModel:
         max_sequence_length: int,
         autocast: torch.dtype | None,
     ) -> None:
-        """Take a loaded pipeline; everything but the transformer is frozen.
-
-        Raises:
-            ConfigError: if `height` or `width` is not a multiple of what the VAE and the packing need.
-        """
+        """Take a loaded pipeline and freeze it. The sides must be multiples of `side_multiple` of its VAE."""
         self.pipeline = pipeline
-        self._multiple = pipeline.vae_scale_factor * 2
-        for name, value in (("height", height), ("width", width)):
-            if value % self._multiple:
-                below = value - value % self._multiple
-                raise ConfigError(
-                    f"model.{name} ({value}) must be a multiple of {self._multiple} for this model; "
-                    f"nearest: {below} or {below + self._multiple}"
-                )
         self.height, self.width = height, width
         self.guidance_scale = guidance_scale
         self.max_sequence_length = max_sequence_length
         self.autocast = autocast
         for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
             part.requires_grad_(False).eval()
-        tokens_high, tokens_wide = height // self._multiple, width // self._multiple
+        tokens_high, tokens_wide = (side // (2 * pipeline.vae_scale_factor) for side in (height, width))
         self._image_ids = FluxPipeline._prepare_latent_image_ids(
             1, tokens_high, tokens_wide, self.device, torch.float32
         )
@@ -99,7 +91,7 @@ class FluxModel:
         return Conditioning({"text": cast(Tensor, text), "pooled": cast(Tensor, pooled)})
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        """Predict the velocity; sigma goes in as it is, not rounded to a thousandth."""
+        """Predict the velocity; sigma goes in unrounded, as in the pipeline (in bfloat16, diffusers casts it)."""
         text, pooled = conditioning.tensors["text"], conditioning.tensors["pooled"]
         batch, dtype = len(x), self.autocast or text.dtype
         guidance = None

@@ -90,9 +90,12 @@ def save_folder(pipeline: FluxPipeline, folder: Path) -> None:
         kept[name] = {key: weight.clone() for key, weight in module.state_dict().items()}
         module.to(torch.bfloat16)
     pipeline.save_pretrained(folder)
-    for name in ("text_encoder", "text_encoder_2"):
+    for name in ("text_encoder", "text_encoder_2", "vae"):
         config = folder / name / "config.json"
-        fields = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        fields.pop("_name_or_path", None)  # a folder of the machine that trained it
+        if name != "vae":
+            fields["dtype"] = "float32"
         config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name, module in modules.items():
         module.float()

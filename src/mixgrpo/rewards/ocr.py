@@ -15,6 +15,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files
 from importlib.util import find_spec
@@ -59,13 +60,15 @@ class OcrReward:
     name = "ocr"
 
     def __init__(self, *, threads: int = 1) -> None:
-        """Load the recogniser, which computes with `threads` threads.
+        """Load the recogniser; `threads` pictures are read at the same time.
 
         Raises:
             ConfigError: `threads` is not a positive number.
             MissingExtraError: `rapidocr` or `onnxruntime` is not installed.
         """
-        load_recogniser(threads)  # now rather than at the first picture, for its errors come before any training
+        if threads < 1:
+            raise ConfigError(f"the ocr reward's threads must be at least 1, got {threads}")
+        load_recogniser()  # now rather than at the first picture, for its errors come before any training
         self.threads = threads
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
@@ -103,33 +106,36 @@ def read_words(images: Tensor, *, threads: int = 1) -> list[str]:
     Returns the text as the network gives it, case and spaces kept.
 
     Raises:
-        MissingExtraError: `rapidocr` or `onnxruntime` is not installed.
-    """
-    recogniser = load_recogniser(threads)
-    texts: list[str] = []
-    for picture in _prepare(images):
-        likelihoods = np.asarray(recogniser.session.run(None, {recogniser.input_name: picture[None].numpy()})[0])
-        texts.append(_decode(likelihoods[0].argmax(axis=1).tolist(), recogniser.letters))
-    return texts
-
-
-@cache
-def load_recogniser(threads: int = 1) -> Recogniser:
-    """Load the recogniser that comes inside the `rapidocr` package; the same `threads` give the same one.
-
-    Raises:
         ConfigError: `threads` is not a positive number.
         MissingExtraError: `rapidocr` or `onnxruntime` is not installed.
     """
     if threads < 1:
         raise ConfigError(f"the ocr reward's threads must be at least 1, got {threads}")
+    recogniser = load_recogniser()
+
+    def read(picture: Tensor) -> str:
+        likelihoods = np.asarray(recogniser.session.run(None, {recogniser.input_name: picture[None].numpy()})[0])
+        return _decode(likelihoods[0].argmax(axis=1).tolist(), recogniser.letters)
+
+    # whole pictures side by side: within one picture a second thread gains nothing
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(read, _prepare(images)))
+
+
+@cache
+def load_recogniser() -> Recogniser:
+    """Load the recogniser that comes inside the `rapidocr` package, once.
+
+    Raises:
+        MissingExtraError: `rapidocr` or `onnxruntime` is not installed.
+    """
     model = _model_file()
     if find_spec("onnxruntime") is None:
         raise MissingExtraError("the ocr reward", "onnxruntime", "ocr")
     import onnxruntime  # noqa: PLC0415 (comes with an extra)
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads  # left alone it takes every core, away from the training
+    options.intra_op_num_threads = 1  # left alone it takes every core, away from the training
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors only
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads free their core

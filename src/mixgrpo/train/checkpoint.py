@@ -33,20 +33,19 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint of `state.iteration`, point `last` (and `best`) at it, and remove what is no longer kept."""
     folder = run / "checkpoints" / f"step-{state.iteration:06d}"
-    unfinished = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    save_file(
-        {name: weight.detach().contiguous() for name, weight in policy.trained.items()},
-        unfinished / "trained.safetensors",
-    )
-    if policy.average:
-        save_file(policy.average, unfinished / "average.safetensors")
-    save_file(_optimizer_tensors(policy, optimizer), unfinished / "optimizer.safetensors")
-    (unfinished / "state.json").write_text(json.dumps(state.as_json(), indent=1), encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    unfinished.rename(folder)
+    if folder.exists():  # of the same iteration, so of the same weights; only what is known of them may be new
+        _write_state(folder, state)
+    else:
+        unfinished = folder.with_name(f".{folder.name}.writing")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        weights = {name: weight.detach().contiguous() for name, weight in policy.trained.items()}
+        save_file(weights, unfinished / "trained.safetensors")
+        if policy.average:
+            save_file(policy.average, unfinished / "average.safetensors")
+        save_file(_optimizer_tensors(policy, optimizer), unfinished / "optimizer.safetensors")
+        _write_state(unfinished, state)
+        unfinished.rename(folder)
     _point(run, "last", folder)
     if best:
         _point(run, "best", folder)
@@ -65,12 +64,19 @@ def load_checkpoint(run: Path, policy: Policy, optimizer: torch.optim.Optimizer)
     _check_names(folder, weights, policy)
     policy.load(weights)
     if policy.average:
-        policy.average = load_weights(folder, averaged=True)
+        averages = load_weights(folder, averaged=True)
+        _check_names(folder, averages, policy)
+        for name, average in policy.average.items():
+            average.copy_(averages[name])
     _restore_optimizer(folder, policy, optimizer)
     try:
-        return RunState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        state = RunState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, TypeError) as error:
         raise CheckpointError(f"{folder / 'state.json'} cannot be read: {error}") from error
+    for other in (run / "checkpoints").glob("step-*"):
+        if other.name > folder.name:  # written, but never pointed at, when the run died
+            shutil.rmtree(other)
+    return state
 
 
 def find_checkpoint(run: Path, which: Which) -> Path:
@@ -131,6 +137,12 @@ def _restore_optimizer(folder: Path, policy: Policy, optimizer: torch.optim.Opti
         optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
 
 
+def _write_state(folder: Path, state: RunState) -> None:
+    writing = folder / "state.writing"
+    writing.write_text(json.dumps(state.as_json(), indent=1), encoding="utf-8")
+    os.replace(writing, folder / "state.json")
+
+
 def _point(run: Path, which: Which, folder: Path) -> None:
     pointer = run / "checkpoints" / f"{which}.txt"
     writing = pointer.with_suffix(".writing")
@@ -139,8 +151,8 @@ def _point(run: Path, which: Which, folder: Path) -> None:
 
 
 def _prune(run: Path, keep: int) -> None:
-    best = run / "checkpoints" / "best.txt"
-    kept = {best.read_text(encoding="utf-8").strip()} if best.exists() else set[str]()
+    pointers = (run / "checkpoints" / f"{which}.txt" for which in ("last", "best"))
+    kept = {pointer.read_text(encoding="utf-8").strip() for pointer in pointers if pointer.exists()}
     folders = sorted((run / "checkpoints").glob("step-*"))
     for folder in folders[:-keep]:
         if folder.name not in kept:

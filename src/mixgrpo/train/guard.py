@@ -1,43 +1,51 @@
 """When a run must stop by itself: rewards that fail, updates that are not finite, a reward that collapses."""
 
+from collections.abc import Mapping, Sequence
+
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import RewardError, TrainingError
-from mixgrpo.rewards.scorer import ScoreTable
-from mixgrpo.train.step import UpdateReport
 
 _STRETCH = 10
 """Iterations whose mean is compared with that of the first as many."""
 
 
-def check_failures(scores: ScoreTable, config: Config) -> None:
-    """Stop when a reward failed on too many samples of an iteration.
+def check_failures(
+    failed: Mapping[str, int], total: int, failures: Mapping[str, Sequence[str]], config: Config
+) -> None:
+    """Stop when a reward failed on too many of `total` samples; `failures` holds its messages, where known.
 
     Raises:
         RewardError: with the reward's name and its first message.
     """
-    for name, failed in scores.failed.items():
-        total = len(scores.values[name])
-        if failed > config.guard.max_failed_rewards * total or failed == total:
-            first = scores.failures[name][0] if scores.failures[name] else "it returned NaN"
+    for name, count in failed.items():
+        if count > config.guard.max_failed_rewards * total or count == total:
+            first = next(iter(failures.get(name, [])), "it gave no number")
             raise RewardError(
-                f"reward {name!r} failed on {failed} of {total} samples of an iteration (guard.max_failed_rewards = "
+                f"reward {name!r} failed on {count} of {total} samples (guard.max_failed_rewards = "
                 f"{config.guard.max_failed_rewards}); the first time: {first}"
             )
 
 
-def check_skipped(before: int, report: UpdateReport, config: Config) -> int:
-    """Return how many updates in a row were skipped by now.
+def longest_streak(before: int, skipped: Sequence[bool]) -> tuple[int, int]:
+    """Return the longest and the present number of skipped updates in a row, `before` of them from earlier."""
+    longest, present = before, before
+    for was_skipped in skipped:
+        present = present + 1 if was_skipped else 0
+        longest = max(longest, present)
+    return longest, present
+
+
+def check_skipped(in_a_row: int, config: Config) -> None:
+    """Stop when too many updates in a row were skipped.
 
     Raises:
-        TrainingError: when they are too many.
+        TrainingError: with their number.
     """
-    in_a_row = before + report.skipped if report.skipped == config.loss.updates_per_iteration else report.skipped
     if in_a_row >= config.guard.max_skipped_updates:
         raise TrainingError(
             f"{in_a_row} updates in a row had a loss or gradient that is not finite (guard.max_skipped_updates = "
             f"{config.guard.max_skipped_updates}). Lower optim.lr, or look for a model or reward that returns NaN"
         )
-    return in_a_row
 
 
 def check_collapse(history: dict[str, list[float]], config: Config) -> None:

@@ -27,7 +27,7 @@ from mixgrpo.rl.window import trained_steps
 from mixgrpo.train.checkpoint import load_checkpoint, save_checkpoint
 from mixgrpo.train.clock import Clock, Interrupted, StopRequest
 from mixgrpo.train.export import export_run, load_policy
-from mixgrpo.train.guard import check_collapse, check_failures, check_skipped
+from mixgrpo.train.guard import check_collapse, check_failures, check_skipped, longest_streak
 from mixgrpo.train.inference import draw_batches, score_batches
 from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
 from mixgrpo.train.samples import SampleSheet
@@ -131,10 +131,10 @@ class Trainer:
                 self.save()
                 self._end(f"stopped: {error}")
                 raise
-        self.save()
-        self.sinks.progress("exporting", 0, 1)
-        export_run(self.run, self.run / "export", policy=self.policy)
-        return self._end("finished")
+            self.save()
+            self.sinks.progress("exporting", 0, 1)
+            export_run(self.run, self.run / "export", policy=self.policy)
+            return self._end("finished")
 
     def iterate(self, iteration: int) -> None:
         """Sample a group for every prompt of the iteration, score it, and update the policy on the window's steps."""
@@ -159,7 +159,8 @@ class Trainer:
                 stop=self.stop,
                 progress=partial(self.sinks.progress, "sampling"),
             )
-        check_failures(experience.scores, config)
+        table = experience.scores
+        check_failures(table.failed, count * config.rollout.group_size, table.failures, config)
         scores = {name: values.reshape(count, -1) for name, values in experience.scores.values.items()}
         advantages = group_advantages(
             scores,
@@ -178,7 +179,8 @@ class Trainer:
         self.state.updates += config.loss.updates_per_iteration
         self.state.iteration = iteration + 1
         self._record(iteration, window, experience, scores, advantages, report, time.perf_counter() - started)
-        self.state.skipped_in_a_row = check_skipped(self.state.skipped_in_a_row, report, config)
+        longest, self.state.skipped_in_a_row = longest_streak(self.state.skipped_in_a_row, report.skipped)
+        check_skipped(longest, config)
         check_collapse(self.state.reward_history, config)
 
     def evaluate(self) -> None:
@@ -202,6 +204,7 @@ class Trainer:
 
         with self.policy.averaged():
             means = score_batches(batches, self.heldout, self.scorer, on_images=keep)
+        check_failures(means.failed, len(self.heldout), {}, config)
         sheet.close()
         value = self._judge(means)
         # a run that was resumed here evaluates the same weights again
@@ -276,7 +279,7 @@ class Trainer:
                 "details": means.details,
                 **report.metrics,
                 "grad_norm": report.grad_norm,
-                "skipped_updates": report.skipped,
+                "skipped_updates": sum(report.skipped),
                 "skipped_groups": int((advantages == 0).all(1).sum()),
                 "steps": {str(step): figures for step, figures in report.steps.items()},
                 "calls": {"sampling": experience.calls / num_samples, "update": report.calls / num_samples},

@@ -163,8 +163,8 @@ class UpdateReport:
     """The same by trained step."""
     grad_norm: float
     """Mean over the updates, before clipping."""
-    skipped: int
-    """Updates that a non-finite loss or gradient cost."""
+    skipped: list[bool]
+    """For every update in turn, whether a loss or gradient that is not finite cost it."""
     calls: int
     """States that went through the model forwards and backwards."""
 
@@ -203,7 +203,7 @@ class Updater:
         ]
         old = [None, *([self._old_log_prob(piece, experience) for piece in share] for share in shares[1:])]
         tally = _Tally()
-        norms, skipped, done = [], 0, 0
+        norms, done = [], 0
         num_pieces = sum(len(share) for share in shares)
         for index, (share, old_log_probs) in enumerate(zip(shares, old, strict=True)):
             size = sum(piece.advantages.numel() for piece in share)
@@ -216,14 +216,13 @@ class Updater:
                 finite &= torch.isfinite(loss)
                 done += 1
                 progress(done, num_pieces)
-            norm = self._step(first_update + index, bool(finite))
-            skipped += norm is None
-            norms += [] if norm is None else [norm]
+            norms.append(self._step(first_update + index, bool(finite)))
+        taken = [norm for norm in norms if norm is not None]
         return UpdateReport(
             metrics=tally.means(),
             steps=tally.means_by_step(),
-            grad_norm=sum(norms) / len(norms) if norms else math.nan,
-            skipped=skipped,
+            grad_norm=sum(taken) / len(taken) if taken else math.nan,
+            skipped=[norm is None for norm in norms],
             calls=sum(len(piece.x) for share in shares for piece in share),
         )
 
