@@ -112,7 +112,9 @@ def main() -> None:
     rows = measure(arguments, console)
     figures = {name: summarise(method, arguments.positions) for name, method in rows.items()}
     dance = figures["DanceGRPO"]["seconds"]
-    table = Table("method".ljust(23), "s / iteration", "of DanceGRPO", "sampling calls", "update calls", "model", "outside *")
+    table = Table(
+        "method".ljust(23), "s / iteration", "of DanceGRPO", "sampling calls", "update calls", "model", "outside *"
+    )
     for name, figure in figures.items():
         table.add_row(
             name,

@@ -12,7 +12,7 @@ SMALL = [
     *("--iterations", "6", "--prompts-per-iteration", "4", "--rollout.group-size", "6", "--rollout.micro-batch", "24"),
     *("--loss.micro-batch", "24", "--eval.every", "6", "--eval.num-prompts", "16", "--checkpoint.every", "6"),
     *("--optim.lr", "3e-4", "--optim.warmup", "0", "--optim.schedule", "constant"),
-    *("--rewards.0.name", "brightness", "--rewards.0.use", "brightness", "--rewards.1.weight", "0"),
+    *("--rewards.1.name", "brightness", "--rewards.1.use", "brightness", "--rewards.0.weight", "0"),
 ]
 METHODS = {
     "flux-nano": ["--window.interval", "2"],

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from mixgrpo.nano.flow import (
     FlowModel,
     choose,
+    make_flaw_stage,
     make_flow_stage,
     pack,
     training_sigmas,
@@ -106,6 +107,12 @@ def test_resumed_flow_stage_equals_uninterrupted_flow_stage(tmp_path, monkeypatc
     whole, parts = train(tmp_path / "whole", 2), train(tmp_path / "parts", 1, 2)
     for kind in ("weights", "average"):
         assert all(torch.equal(value, parts[kind][key]) for key, value in whole[kind].items())
+    assert (tmp_path / "parts" / "flow" / "model_index.json").is_file()
+
+    settings = StageSettings(num_steps=1, batch_size=4, num_shards=2, learning_rate=1e-3, ema_decay=0.9)
+    flaw = make_flaw_stage(tmp_path / "parts", 0, settings, pool_size=256)
+    monkeypatch.setattr(flaw, "probe", dict)
+    run_stage(flaw, tmp_path / "parts")
     assert (tmp_path / "parts" / "flux-nano" / "model_index.json").is_file()
 
 
