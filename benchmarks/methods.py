@@ -1,6 +1,6 @@
 """Time an iteration of each method on flux-nano, in one process, interleaved, by median.
 
-    make bench                      (or: python benchmarks/methods.py --repeats 3 --positions 3 --prompts 4)
+    make bench                      (or: python benchmarks/methods.py --repeats 2 --positions 3 --prompts 4)
 
 Every method runs the project's own training iteration with T = 25, 12 samples per prompt and a window of 4 steps, as
 the paper does on FLUX.1-dev. A round takes one iteration of every method; a sliding window stands at another position
@@ -101,7 +101,7 @@ def summarise(rows: list[dict[str, Any]], positions: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="times that every position is measured")
+    parser.add_argument("--repeats", type=int, default=2, help="times that every position is measured")
     parser.add_argument("--positions", type=int, default=3, help="places of the sliding window, evenly spread")
     parser.add_argument("--prompts", type=int, default=4, help="prompts per iteration")
     parser.add_argument("--json", type=Path, help="write the figures and all rows to this file")
