@@ -78,10 +78,22 @@ def test_a_run_that_never_beats_its_start_is_an_alarm(make_run: MakeRun):
     assert notes(run)["No evaluation beat the untouched model"].level is Level.ALARM
 
 
-def test_samples_that_become_alike_are_an_alarm(make_run: MakeRun):
-    note = notes(make_run(collapse=True))["Samples of a prompt have become alike in ocr"]
+def test_samples_that_become_alike_without_a_better_reward_are_an_alarm(make_run: MakeRun):
+    run = make_run(collapse=True)
+
+    def flatten(row):
+        row["rewards"]["ocr"]["mean"] = 0.5
+
+    change_rows(run, "train", flatten)
+    note = notes(run)["Samples of a prompt have become alike in ocr"]
     assert note.level is Level.ALARM
     assert "fell from 0.1" in note.text
+
+
+def test_samples_that_become_alike_because_they_are_right_are_only_noted(make_run: MakeRun):
+    note = notes(make_run(collapse=True))["Samples of a prompt have become alike in ocr"]
+    assert note.level is Level.NOTE
+    assert "nearly solved" in note.text
 
 
 def test_failures_are_counted(make_run: MakeRun):

@@ -198,12 +198,21 @@ def _spread_collapse(run: Run) -> Iterator[Note]:
             continue
         share = ends[1].mean / ends[0].mean
         if share < COLLAPSED_SPREAD:
-            yield Note(
-                Level.ALARM,
-                f"Samples of a prompt have become alike in {name}",
+            means = _ends([row.rewards[name].mean for row in run.train if name in row.rewards])
+            # a rise of more than the spread that is left: the samples agree because they are right
+            is_solved = means is not None and means[1].mean - means[0].mean > ends[1].mean
+            words = (
                 f"The spread of {name} within a prompt's samples fell from {decimal(ends[0].mean)} to "
-                f"{decimal(ends[1].mean)}, {percent(share, 0)} of what it was. Either the reward is nearly solved, "
-                "or the pictures have lost their variety; with no spread there is nothing left to learn from.",
+                f"{decimal(ends[1].mean)}, {percent(share, 0)} of what it was, "
+            )
+            words += (
+                "while its mean rose: the reward is nearly solved, and there is little left to learn from it."
+                if is_solved
+                else "and its mean did not rise with it: the pictures may have lost their variety; with no spread "
+                "there is nothing left to learn from."
+            )
+            yield Note(
+                Level.NOTE if is_solved else Level.ALARM, f"Samples of a prompt have become alike in {name}", words
             )
 
 
