@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from parity import reference
 
 from mixgrpo.flow.plan import plan_trajectory
-from mixgrpo.flow.sigmas import shifted_sigmas
+from mixgrpo.flow.sigmas import shifted_sigmas, sigmas_from
 
 shifts = st.floats(0.1, 12.0)
 ratios = st.floats(0.01, 1.0)
@@ -37,6 +37,21 @@ def test_shifted_sigmas_fall_strictly_from_one_to_exactly_zero(num_steps: int, s
 def test_first_sigma_after_noise_of_the_papers_schedule_is_known() -> None:
     assert shifted_sigmas(25, 3.0)[1] == pytest.approx(0.9863, abs=5e-5)
     assert shifted_sigmas(4) == (1.0, 0.75, 0.5, 0.25, 0.0)
+
+
+@given(num_steps=st.integers(1, 60), done=st.integers(0, 59), shift=st.floats(0.2, 8.0))
+def test_a_schedule_from_one_of_its_own_sigmas_is_the_rest_of_it(num_steps: int, done: int, shift: float) -> None:
+    sigmas, done = shifted_sigmas(num_steps, shift), min(done, num_steps - 1)
+    rest = sigmas_from(sigmas[done], num_steps - done, shift)
+    assert rest[0] == sigmas[done]
+    assert rest[-1] == 0.0
+    assert rest == pytest.approx(sigmas[done:], abs=1e-12)
+
+
+@pytest.mark.parametrize(("sigma", "shift"), [(0.0, 3.0), (1.1, 3.0), (-0.5, 3.0), (0.5, 0.0), (0.5, -1.0)])
+def test_a_schedule_from_an_impossible_sigma_is_refused(sigma: float, shift: float) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        sigmas_from(sigma, 4, shift)
 
 
 @pytest.mark.parametrize(("num_steps", "shift"), [(0, 3.0), (-1, 3.0), (5, 0.0), (5, -1.0), (5, float("nan"))])

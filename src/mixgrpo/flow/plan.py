@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mixgrpo.flow.sigmas import shift_time, shifted_sigmas, unshift_time
+from mixgrpo.flow.sigmas import shifted_sigmas, sigmas_from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,5 @@ def plan_trajectory(
     first = window.stop
     num_tail = max(1, round((num_steps - first) * tail_ratio))
     if num_tail < num_steps - first:
-        start = unshift_time(sigmas[first], shift)
-        tail = (shift_time(start * (1.0 - step / num_tail), shift) for step in range(1, num_tail))
-        sigmas = (*sigmas[: first + 1], *tail, 0.0)
+        sigmas = (*sigmas[:first], *sigmas_from(sigmas[first], num_tail, shift))
     return TrajectoryPlan(sigmas=sigmas, window=window, tail_order=tail_order)

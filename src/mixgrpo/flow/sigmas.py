@@ -24,9 +24,29 @@ def shifted_sigmas(num_steps: int, shift: float = 1.0) -> tuple[float, ...]:
     Raises:
         ValueError: if `num_steps` is below 1 or `shift` is not positive.
     """
+    _check(num_steps, shift)
+    return (1.0, *_evenly_below(1.0, num_steps, shift), 0.0)
+
+
+def sigmas_from(sigma: float, num_steps: int, shift: float = 1.0) -> tuple[float, ...]:
+    """Return the `num_steps + 1` sigmas of a schedule that starts at `sigma`, evenly spaced before the time shift.
+
+    Raises:
+        ValueError: if `sigma` is not in (0, 1], `num_steps` is below 1 or `shift` is not positive.
+    """
+    _check(num_steps, shift)
+    if not 0.0 < sigma <= 1.0:
+        raise ValueError(f"sigma must be in (0, 1], got {sigma}")
+    return (sigma, *_evenly_below(unshift_time(sigma, shift), num_steps, shift), 0.0)
+
+
+def _evenly_below(start: float, num_steps: int, shift: float) -> tuple[float, ...]:
+    """Return the sigmas of the steps between unshifted time `start` and 0."""
+    return tuple(shift_time(start * (1.0 - step / num_steps), shift) for step in range(1, num_steps))
+
+
+def _check(num_steps: int, shift: float) -> None:
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if not shift > 0:
         raise ValueError(f"shift must be above 0, got {shift}")
-    inner = (shift_time(1.0 - step / num_steps, shift) for step in range(1, num_steps))
-    return (1.0, *inner, 0.0)
