@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "post-train a model with rewards, or go on with a run",
     "plan": "show what a run would do and cost, before anything is loaded",
     "sample": "draw images with a model or the result of a run",
+    "edit": "change an image: another prompt, or what a mask leaves free",
     "evaluate": "draw images and score them with rewards",
     "report": "write a run's report.html again",
     "export": "write a run's result as a diffusers folder",

@@ -10,7 +10,7 @@ import pytest
 
 import mixgrpo
 from mixgrpo.cli import COMMANDS, main
-from mixgrpo.commands import evaluate, export, plan, presets, report, sample, train
+from mixgrpo.commands import edit, evaluate, export, plan, presets, report, sample, train
 from mixgrpo.config.flags import flags_of
 from mixgrpo.config.load import preset_names, preset_text
 
@@ -19,6 +19,7 @@ PARSERS = {
     "train": train.make_parser,
     "plan": plan.make_parser,
     "sample": sample.make_parser,
+    "edit": edit.make_parser,
     "evaluate": evaluate.make_parser,
     "report": report.make_parser,
     "export": export.make_parser,
@@ -113,6 +114,7 @@ def test_light_commands_and_mistakes_never_load_torch() -> None:
         "report nowhere",
         "train --resume nowhere",
         "sample flux-nano --output . --prompt a",
+        "edit flux-nano --output . --prompt a --to b --image nowhere.png",
         "evaluate flux-nano --rewards a+b",
         "train flux-nano --window.size 99",
         "train flux-nano --prompts.train nowhere.txt",

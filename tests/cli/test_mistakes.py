@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mixgrpo.cli import main
 from mixgrpo.config.load import dump_resolved, load_config
@@ -58,6 +59,16 @@ def _fail(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("sample flux-nano --output o --prompt a --base b", "--base has nothing to do"),
         ("sample some/model --output o --prompt a", "give --height, --width and --steps"),
         ("sample flux-nano --output o --prompts nowhere.txt", "nowhere.txt"),
+        ("edit flux-nano --prompt a --to b --output o", "--image"),
+        ("edit flux-nano --image i --prompt a --output o", "say what to change: --to TEXT, --mask FILE, or both"),
+        ("edit flux-nano --image i --prompt a --to b --output o", "--image i: there is no such file"),
+        ("edit flux-nano --image . --prompt a --to b --output o", "--image .: there is no such file"),
+        (
+            "edit flux-nano --image i --prompt a --to b --output o --strength 1",
+            "'1' is not a number above 0 and below 1",
+        ),
+        ("edit flux-nano --image i --prompt a --to b --output o --method sdee", "'ode', 'sde', 'cycle-sde'"),
+        ("edit flux-nano --image i --prompt a --to b --output o --batch 3", "unknown option --batch"),
         ("evaluate flux-nano --rewards a+b", "'a+b' is neither a built-in reward nor an import path"),
         ("evaluate some/model --height 8 --width 8 --steps 2", "give --rewards"),
         ("evaluate some/model --height 8 --width 8 --steps 2 --rewards jpeg", "give --prompts"),
@@ -80,6 +91,34 @@ def test_mistake_is_told_in_one_message(
 def test_a_folder_that_is_not_empty_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not empty" in _fail(capsys, "sample", "flux-nano", "--prompt", "a", "--output", str(run))
     assert "is a file" in _fail(capsys, "sample", "flux-nano", "--prompt", "a", "--output", str(run / "resolved.json"))
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("--image small.png", "is 32 x 16 pixels, and flux-nano draws 96 x 32 (width x height)"),
+        ("--image small.png --width 32 --height 24", "is 32 x 16 pixels, and flux-nano draws 32 x 24"),
+        ("--image right.png --mask small.png", "the mask small.png is 32 x 16 pixels, and the image is 96 x 32"),
+        ("--image right.png --mask black.png", "the mask black.png has no white"),
+        ("--image right.png --mask nowhere.png", "--mask nowhere.png: there is no such file"),
+        ("--image text.png", "--image text.png cannot be read as an image"),
+        ("--image cut.png", "--image cut.png cannot be read as an image"),
+        ("--image clear.png", "--image clear.png has transparent pixels"),
+    ],
+)
+def test_an_image_that_cannot_be_edited_is_told(
+    line: str, part: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((96, 32), 99).convert("RGB").save("right.png")
+    Image.new("RGB", (32, 16)).save("small.png")
+    Image.new("L", (96, 32), 127).save("black.png")
+    Image.new("RGBA", (96, 32), (9, 9, 9, 254)).save("clear.png")
+    Path("text.png").write_text("not an image")
+    Path("cut.png").write_bytes(Path("right.png").read_bytes()[:900])
+    message = _fail(capsys, "edit", "flux-nano", "--prompt", "a", "--to", "b", "--output", "o", *line.split())
+    assert part in message
+    assert not Path("o").exists()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,12 @@ def test_a_run_of_two_iterations_from_start_to_hybrid_pictures(
     assert (tmp_path / "tuned" / "0000.png").read_bytes() != (tmp_path / "mixed" / "0000.png").read_bytes()
 
     capsys.readouterr()
+    image = str(tmp_path / "tuned" / "0000.png")
+    same = ["--image", image, "--prompt", "a picture", "--to", "a picture", *small]
+    assert main(["edit", str(run), "--output", str(tmp_path / "same"), *same]) == 0
+    assert "cycle-sde only gives the image back" in capsys.readouterr().out
+    assert _pixels(tmp_path / "same" / "edited.png") == _pixels(Path(image))
+
     assert main(["evaluate", str(run), "--rewards", "brightness", "--json", *small]) == 0
     found = json.loads(capsys.readouterr().out)
     assert 0.0 < found["rewards"]["brightness"] < 1.0
@@ -70,6 +76,40 @@ def test_a_run_of_two_iterations_from_start_to_hybrid_pictures(
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").is_file()
+
+
+def test_edits_with_a_model_that_nothing_is_known_about(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The image then says how large the model draws; a mask alone has what is inside it drawn anew."""
+    image, mask = Image.effect_noise((40, 24), 90).convert("RGB"), Image.new("L", (40, 24), 0)
+    mask.paste(255, (9, 3, 30, 14))
+    image.save(tmp_path / "image.png")
+    mask.save(tmp_path / "mask.png")
+    line = ["edit", str(tiny_folder), "--image", str(tmp_path / "image.png"), "--prompt", "a picture"]
+    line += ["--mask", str(tmp_path / "mask.png"), "--steps", "2", "--max-sequence-length", "32", "--seed", "3"]
+    found = {}
+    for name, options in {"mask": [], "both": ["--to", "b"], "ode": ["--to", "b", "--method", "ode"]}.items():
+        assert main([*line, *options, "--output", str(tmp_path / name)]) == 0
+        index = json.loads((tmp_path / name / "index.json").read_text())
+        found[name] = (index["method"], index["to"], index["strength"], index["num_steps"], index["seed"])
+        assert index["file"] == "edited.png"
+        before, after = _pixels(tmp_path / "image.png"), _pixels(tmp_path / name / "edited.png")
+        free = [value == 255 for value in _pixels(tmp_path / "mask.png")]
+        assert all(one == other for one, other, may in zip(before, after, free, strict=True) if not may)
+        assert any(one != other for one, other in zip(before, after, strict=True))
+    assert found == {
+        "mask": ("sde", "a picture", 0.95, 2, 3),
+        "both": ("cycle-sde", "b", 0.95, 2, 3),
+        "ode": ("ode", "b", 0.95, 2, 3),
+    }
+    assert len({_pixels(tmp_path / name / "edited.png") for name in found}) == 3
+    assert "gives the image back" not in capsys.readouterr().out
+
+
+def _pixels(path: Path) -> tuple[object, ...]:
+    with Image.open(path) as image:
+        return tuple(image.getdata())
 
 
 def test_sigterm_saves_and_the_printed_command_gives_the_uninterrupted_run(

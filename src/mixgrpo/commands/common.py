@@ -86,6 +86,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def inside_fraction(text: str) -> float:
+    """Read a number above 0 and below 1."""
+    value = _number(text)
+    if not 0.0 < value < 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and below 1")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

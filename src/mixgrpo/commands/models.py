@@ -1,4 +1,4 @@
-"""What `sample` and `evaluate` share: which model is meant, and how it draws."""
+"""What `sample`, `evaluate` and `edit` share: which model is meant, and how it draws."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +52,21 @@ class Drawing:
 
 
 def add_drawing_arguments(parser: Parser) -> None:
-    """Add the arguments that say which model draws, and how."""
+    """Add the arguments that say which model draws, in which batches, and which other model takes part."""
+    add_model_arguments(parser)
+    parser.add_argument("--batch", metavar="N", type=at_least_one, help="images per model call")
+    parser.add_argument(
+        "--tuned-fraction",
+        metavar="F",
+        type=fraction,
+        default=1.0,
+        help="share of the steps that the model takes, the base model the rest (default: 1, paper: 0.8)",
+    )
+    parser.add_argument("--base", metavar="MODEL", help="the base model (default: the one that the run started from)")
+
+
+def add_model_arguments(parser: Parser) -> None:
+    """Add the arguments that say which model is meant, and the solver's settings."""
     parser.add_argument("model", metavar="MODEL_OR_RUN", help="run folder, diffusers folder, hub id, or flux-nano")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="checkpoint of a run (default: best)")
     parser.add_argument("--steps", metavar="N", type=at_least_one, help="denoising steps")
@@ -64,16 +78,9 @@ def add_drawing_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--max-sequence-length", metavar="N", type=at_least_one, help="longest prompt, in tokens of the text encoder"
     )
-    parser.add_argument("--batch", metavar="N", type=at_least_one, help="images per model call")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    parser.add_argument(
-        "--tuned-fraction",
-        metavar="F",
-        type=fraction,
-        default=1.0,
-        help="share of the steps that the model takes, the base model the rest (default: 1, paper: 0.8)",
-    )
-    parser.add_argument("--base", metavar="MODEL", help="the base model (default: the one that the run started from)")
+    # What `add_drawing_arguments` offers, for a command that has no use for it.
+    parser.set_defaults(batch=None, tuned_fraction=1.0, base=None)
 
 
 def read_drawing(found: argparse.Namespace, *, seed: int | None) -> Drawing:
@@ -120,7 +127,7 @@ def find_source(name: str) -> Source:
 
 def draw(drawing: Drawing, prompts: Sequence[str]) -> "Iterator[tuple[range, Tensor]]":
     """Load the models and return what draws one image per prompt, batch by batch: (indices, images)."""
-    model, base = _load_models(drawing)
+    model, base = load_models(drawing)
     from mixgrpo.train.inference import draw_batches
 
     return draw_batches(
@@ -135,7 +142,7 @@ def draw(drawing: Drawing, prompts: Sequence[str]) -> "Iterator[tuple[range, Ten
     )
 
 
-def _load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
+def load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
     """Load the model that draws, and the base model if it takes part."""
     quiet_libraries()
     import torch

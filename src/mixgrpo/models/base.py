@@ -56,6 +56,14 @@ class FlowModel(Protocol):
         """Turn latents at sigma 0 into images, float32 [B, 3, H, W] in [0, 1], on the CPU."""
         ...
 
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Turn images [B, 3, H, W] in [0, 1] into latents at sigma 0, always the same ones; `decode` undoes it."""
+        ...
+
+    def encode_mask(self, masks: Tensor) -> Tensor:
+        """Mark, bool [B, *latent_shape], the latents that draw the marked pixels of `masks`, bool [B, 1, H, W]."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write a folder that the family's own diffusers pipeline loads."""
         ...

@@ -8,6 +8,7 @@ import torch
 from diffusers import FluxPipeline
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 
 from mixgrpo.models.base import Conditioning
 
@@ -117,6 +118,25 @@ class FluxModel:
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         images = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (images.float() / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode to the mode of the VAE's posterior, scale, pack: what `decode` undoes."""
+        if images.shape[1:] != (3, self.height, self.width):
+            raise ValueError(f"images must be [batch, 3, {self.height}, {self.width}], got {tuple(images.shape)}")
+        vae = self.pipeline.vae
+        pixels = (images * 2.0 - 1.0).to(self.device, vae.dtype)
+        latents = vae.encode(pixels, return_dict=False)[0].mode().float()
+        return self._pack((latents - vae.config.shift_factor) * vae.config.scaling_factor)
+
+    def encode_mask(self, masks: Tensor) -> Tensor:
+        """Mark every cell of the VAE's grid that has a marked pixel, in all channels."""
+        cells = max_pool2d(masks.to(self.device, torch.float32), self.pipeline.vae_scale_factor)
+        return self._pack(cells.expand(-1, self.latent_shape[1] // 4, -1, -1)) > 0.0
+
+    def _pack(self, latents: Tensor) -> Tensor:
+        """Pack [B, channels, h, w] as `velocity` takes it."""
+        return FluxPipeline._pack_latents(latents, *latents.shape)
 
     def save(self, folder: Path) -> None:
         """Write the pipeline as safetensors; `FluxPipeline.from_pretrained(folder)` loads it."""
