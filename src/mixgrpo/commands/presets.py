@@ -1,13 +1,14 @@
 """`mixgrpo presets`: what there is to start from. No torch."""
 
-import tomllib
 from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from mixgrpo.commands.common import Parser, terminal
-from mixgrpo.config.load import preset_names, preset_text
+from mixgrpo.config.load import preset_text
+from mixgrpo.config.presets import methods, model_names, model_words
 
 
 def run(args: Sequence[str]) -> int:
@@ -15,14 +16,25 @@ def run(args: Sequence[str]) -> int:
     found = make_parser().read(args)
     if found.name is not None:
         print(preset_text(found.name), end="")
-        return 0
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("preset", no_wrap=True)
-    table.add_column("what it is", overflow="fold")
-    for name in preset_names():
-        table.add_row(name, tomllib.loads(preset_text(name))["description"])
-    terminal().print(table)
+    else:
+        _list()
     return 0
+
+
+def _list() -> None:
+    console = terminal()
+    for model in model_names():
+        console.print(Text(f"{model}: {model_words(model)}", style="bold"))
+        table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for method in methods().values():
+            table.add_row(f"{model}-{method.name}", f"{method.title}: {method.summary}")
+        console.print(table)
+        console.print()
+    console.print(
+        "A model's name alone is its MixGRPO. mixgrpo presets NAME prints all settings of one, with comments."
+    )
 
 
 def make_parser() -> Parser:
