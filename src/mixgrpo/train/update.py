@@ -85,12 +85,11 @@ class Updater:
             self.objective.pieces(experience.transitions, advantages, share & worthwhile, iteration=iteration)
             for share in shares
         ]
-        old = [
-            None
-            if index == 0 and not self.policy.lagging
-            else [self._old_velocity(piece, experience) for piece in pieces]
-            for index, pieces in enumerate(work)
-        ]
+        with self.policy.sampling():
+            old = [
+                None if index == 0 and not self.policy.lagging else self._old_velocities(pieces, experience)
+                for index, pieces in enumerate(work)
+            ]
         tally = _Tally()
         norms: list[float | None] = []
         done, num_pieces = 0, sum(len(pieces) for pieces in work)
@@ -123,9 +122,8 @@ class Updater:
             return predict(piece.x, piece.sigma, experience.conditioning.take(piece.prompt))
 
     @torch.no_grad()
-    def _old_velocity(self, piece: Piece, experience: Experience) -> Tensor:
-        with self.policy.sampling():
-            return self._velocity(piece, experience, self.policy.velocity)
+    def _old_velocities(self, pieces: Sequence[Piece], experience: Experience) -> list[Tensor]:
+        return [self._velocity(piece, experience, self.policy.velocity) for piece in pieces]
 
     def _accumulate(
         self, piece: Piece, experience: Experience, old_velocity: Tensor | None, scale: "_Scale", tally: "_Tally"
