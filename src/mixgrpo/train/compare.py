@@ -134,9 +134,9 @@ class _Racer:
             trainer.finish()
         except TrainingError as error:
             trainer.save()
-            trainer._end(f"stopped: {error}")
+            trainer.end(f"stopped: {error}")
         else:
-            trainer._end("finished")
+            trainer.end("finished")
         trainer.close()
         return True
 
