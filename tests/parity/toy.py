@@ -21,7 +21,8 @@ class Network(nn.Module):
         self.second = nn.Parameter(torch.randn(6, 6, generator=generator, dtype=torch.float64) * 0.6)
 
     def forward(self, x: Tensor, sigma: float, bias: Tensor) -> Tensor:
-        hidden = torch.tanh(x.double().flatten(1) @ self.first + sigma * bias)
+        bias = bias.to(self.first.dtype)
+        hidden = torch.tanh(x.to(self.first.dtype).flatten(1) @ self.first + sigma * bias)
         return (hidden @ self.second + bias).reshape(x.shape)
 
 
