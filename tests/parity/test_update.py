@@ -1,13 +1,12 @@
 """The update half of an iteration against a loop over single samples: gradients, old log-probs, sharing."""
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixgrpo.config.schema import Config
 from mixgrpo.flow.noise import Noise
@@ -22,8 +21,8 @@ from mixgrpo.train.pieces import split_shares
 from mixgrpo.train.step import Experience
 from mixgrpo.train.update import Updater, UpdateReport
 from parity import reference
+from parity.toy import LATENT, Network, ToyPolicy
 
-LATENT = (3, 2)
 NUM_PROMPTS, GROUP, NUM_STEPS = 2, 4, 6
 ETA = 0.6
 KERNELS: dict[str, Kernel] = {
@@ -31,46 +30,6 @@ KERNELS: dict[str, Kernel] = {
     "cps": partial(cps_kernel, eta=ETA),
 }
 CLIP_RANGE, LEARNING_RATE, MAX_GRAD_NORM = 0.001, 0.5, 0.06
-
-
-class Network(nn.Module):
-    """A small velocity network in float64 that sees the prompt through a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.first = nn.Parameter(torch.randn(6, 6, generator=generator, dtype=torch.float64) * 0.6)
-        self.second = nn.Parameter(torch.randn(6, 6, generator=generator, dtype=torch.float64) * 0.6)
-
-    def forward(self, x: Tensor, sigma: float, bias: Tensor) -> Tensor:
-        hidden = torch.tanh(x.double().flatten(1) @ self.first + sigma * bias)
-        return (hidden @ self.second + bias).reshape(x.shape)
-
-
-class ToyPolicy:
-    """A policy in full training: the network, and a frozen copy of where it started."""
-
-    def __init__(self) -> None:
-        self.network, self.start = Network(), Network()
-        with torch.no_grad():
-            self.start.second.mul_(0.7)  # an update's divergence to the starting model has a gradient from the first
-        self.trained = dict(self.network.named_parameters())
-        self.rows_with_gradient = 0
-        self.lagging: dict[str, Tensor] = {}
-
-    def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        self.rows_with_gradient += len(x) * torch.is_grad_enabled()
-        return self.network(x, sigma, conditioning.tensors["bias"])
-
-    @torch.no_grad()
-    def reference_velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        return self.start(x, sigma, conditioning.tensors["bias"])
-
-    def update_average(self) -> None:
-        pass
-
-    def sampling(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def config(**loss: Any) -> Config:
@@ -220,7 +179,7 @@ def test_sharing_the_first_step_changes_the_number_of_calls_and_not_the_weights(
     samples = NUM_PROMPTS * GROUP
     for (policy, report), is_shared in ((shared, True), (full, False)):
         assert report.calls.update == pytest.approx(plan.update_nfe(GROUP // 2, is_shared) * samples, rel=1e-12)
-        assert policy.rows_with_gradient == report.calls.update
+        assert policy.calls["update"] == report.calls.update
     assert shared[1].calls.update < full[1].calls.update
 
 
