@@ -263,7 +263,8 @@ class Trainer:
             seed=self.config.eval.seed,
             batch=self.config.rollout.micro_batch,
             kernel=kernel,
-            tail_variant=self.config.rollout.tail_variant,
+            # an Euler plan has no formula to choose, and "corrected" is none of its order
+            tail_variant=self.config.rollout.tail_variant if plan.tail_order > 1 else "midpoint",
         )
         self.sinks.progress(phase, 0, len(self.heldout))
 
