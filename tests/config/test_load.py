@@ -133,6 +133,7 @@ def test_flags_can_complete_a_file(tmp_path: Path) -> None:
         ),
         (["--rewards.0.weight", "0", "--rewards.1.weight", "0"], ["every weight is 0"]),
         (["--rewards.1.name", "ocr"], ["'ocr' is used twice"]),
+        (["--rewards.1.evaluation-only", "true"], ["'colors' is evaluation_only", "its weight is 0.5", "weight to 0"]),
         (["--eval.best", "beauty"], ["eval.best is 'beauty'", "ocr"]),
         (["--rollout.kernel", "ode"], ["rollout.noise_spread must be above 0"]),
         (["--rollout.kernel", "cps", "--rollout.eta", "1.5"], ["rollout.eta is 1.5", "at most 1"]),

@@ -115,6 +115,11 @@ class Config(Section):
         names = [reward.name for reward in self.rewards]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"rewards: the name {twice[0]!r} is used twice; every reward needs a name of its own")
+        if trained := [reward for reward in self.rewards if reward.evaluation_only and reward.weight > 0]:
+            raise ValueError(
+                f"rewards: {trained[0].name!r} is evaluation_only, so training never asks it, but its weight is "
+                f"{trained[0].weight:g}. Set its weight to 0, or evaluation_only to false"
+            )
         if not any(reward.weight > 0 for reward in self.rewards):
             raise ValueError("rewards: every weight is 0, so there is nothing to train on; give one a weight above 0")
         if self.eval.best and self.eval.best not in names:

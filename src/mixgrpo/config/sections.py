@@ -169,6 +169,8 @@ class RewardConfig(Section):
     """A built-in reward, or an import path `package.module:factory`. Empty: the built-in called `name`."""
     weight: float = Field(default=1.0, ge=0.0)
     """Weight in the advantage. 0: measured and reported, never trained on."""
+    evaluation_only: bool = False
+    """Score held-out pictures only, never those of training: an independent judge. Needs weight 0."""
     timeout: float = Field(default=60.0, gt=0.0)
     """Seconds that scoring one batch may take before its samples count as failed."""
     options: dict[str, Any] = {}

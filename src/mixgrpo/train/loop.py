@@ -291,7 +291,7 @@ class Trainer:
         settings = self.config.advantages
         advantages = group_advantages(
             scores,
-            weights={reward.name: reward.weight for reward in self.config.rewards},
+            weights={reward.name: reward.weight for reward in self.config.rewards if not reward.evaluation_only},
             mix=settings.mix,
             clip=settings.clip,
             std=settings.std,

@@ -68,6 +68,7 @@ def sample_and_score(
 ) -> Experience:
     """Draw a group for every prompt; while one chunk of prompts is being scored, draw the next."""
     group_size, micro_batch = config.rollout.group_size, config.rollout.micro_batch
+    rewards = [reward.name for reward in config.rewards if not reward.evaluation_only]
     with clock.span("encode"):
         conditioning = policy.model.encode(prompts)
     chunk_size = max(1, micro_batch // group_size)
@@ -99,7 +100,8 @@ def sample_and_score(
             )
             with clock.span("decode"):
                 images = torch.cat([policy.model.decode(x) for x in trajectory.x0.flatten(0, 1).split(micro_batch)])
-            pending.append(scorer.submit(images, [prompts[row] for row in chunk for _ in range(group_size)]))
+            asked = [prompts[row] for row in chunk for _ in range(group_size)]
+            pending.append(scorer.submit(images, asked, rewards=rewards))
             parts.append(_transitions(config, trajectory, plan, noise, prompts=chunk, trained=trained))
             calls += trajectory.calls
             progress(chunk.stop, len(prompts))
