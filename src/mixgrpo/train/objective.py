@@ -131,7 +131,7 @@ class NeighboringSteps:
 
     def divergence(self, piece: Piece, v: Tensor, other_v: Tensor) -> Tensor:
         """Return the squared distance of the velocities."""
-        return velocity_distance(v, other_v)
+        return velocity_distance(v.float(), other_v.float())
 
     def _log_prob(self, piece: Piece, v: Tensor) -> Tensor:
         prediction = ode_step(piece.x, v, sigma=piece.sigma, sigma_next=piece.sigma_next)
