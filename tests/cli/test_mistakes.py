@@ -53,6 +53,8 @@ def _fail(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("compare flux-nano --methods", "expected at least one argument"),
         ("compare flux-nano --methods dancegrp", "no method is called 'dancegrp'; did you mean dancegrpo"),
         ("compare flux-nano --methods mixgrpo --target dancegrpo", "--target dancegrpo does not take part"),
+        ("compare flux-nano --methods mixgrpo --judges tesserac", "no reward 'tesserac'; did you mean tesseract?"),
+        ("compare flux-nano --methods mixgrpo --judges ocr", "a reward of that name takes part already"),
         ("compare flux-nano --methods mixgrpo --seeds 0", "'0' is not a whole number of at least 1"),
         ("compare flux-nano --methods mixgrpo --budget-minutes 0", "'0' is not a number above 0"),
         ("compare flux-nano --methods mixgrpo --order random", "invalid choice: 'random'"),

@@ -79,6 +79,7 @@ def test_methods_seeds_and_another_target_may_be_added() -> None:
     [
         (terms(model="other"), "has the model flux-nano, this call asks for other"),
         (terms(order="sequential"), "has the order interleaved, this call asks for sequential"),
+        (terms(judges=("tesseract",)), "has the judges none, this call asks for tesseract"),
         (terms(["a"]), "has the method b too"),
         (terms(seeds=1), "has 2 seeds. Seeds can be added, but not be left out"),
     ],

@@ -30,6 +30,7 @@ def test_a_comparison_is_stopped_by_its_budget_goes_on_and_grows(
 ) -> None:
     folder = tmp_path / "out"
     start = ["flux-nano", "--methods", "dancegrpo", "mixgrpo", "--seeds", "1", *SMALL, "--output", str(folder)]
+    start += ["--judges", "jpeg"]
     printed = run(capsys, *start, "--budget-minutes", "1e-6")
     assert "target   the final reward of DanceGRPO" in printed
     assert "seed 0  DanceGRPO  iteration 1/2" in printed
@@ -51,6 +52,10 @@ def test_a_comparison_is_stopped_by_its_budget_goes_on_and_grows(
     assert results["complete"]
     assert results["target"]["method"] == "mixgrpo"
     assert [session.reason for session in read_terms(folder).sessions] == ["budget", "finished", "finished"]
+    for method in ("dancegrpo", "mixgrpo", "mixgrpo-flash"):
+        rows = [json.loads(line) for line in (folder / method / "seed-0" / "metrics.jsonl").read_text().splitlines()]
+        assert all("jpeg" not in row["rewards"] for row in rows if row["kind"] == "train"), "no training sees a judge"
+        assert all("jpeg" in row["rewards"] for row in rows if row["kind"] == "eval")
     settings = json.loads((folder / "mixgrpo-flash" / "settings.json").read_text())
     assert settings["iterations"] == 2
     assert settings["eval"]["training_sampler"] is True

@@ -16,6 +16,7 @@ from mixgrpo.config.comparison import (
     check_fair,
     check_unchanged,
     read_terms,
+    with_judges,
     write_terms,
 )
 from mixgrpo.config.load import dump_resolved, load_config
@@ -27,6 +28,7 @@ from mixgrpo.errors import CheckpointError, ConfigError, MixGRPOError
 from mixgrpo.report.compare_results import make_results
 from mixgrpo.report.compare_words import verdicts
 from mixgrpo.report.comparison import read_comparison
+from mixgrpo.rewards import REWARDS
 from mixgrpo.train.compare_console import CompareConsole, Runner
 
 _USAGE = """mixgrpo compare MODEL --methods A B ... [--seeds N] [--budget-minutes M] [--section.name VALUE ...]
@@ -82,6 +84,12 @@ def make_parser() -> Parser:
         metavar="METHOD",
         help=f"whose final reward the others have to reach (default: {_TARGET}, or the first method)",
     )
+    parser.add_argument(
+        "--judges",
+        metavar="REWARD",
+        nargs="+",
+        help="rewards that score held-out pictures only, such as tesseract: a second opinion that no training saw",
+    )
     parser.add_argument("--output", metavar="DIR", help="folder, new, empty or of the same comparison")
     parser.add_argument("--resume", metavar="DIR", help="go on with a comparison, as it is or with more in it")
     return parser
@@ -105,6 +113,7 @@ def _start(model: str, found: Namespace, settings: Sequence[str], command: str) 
         order=found.order or (old.order if old else "interleaved"),
         settings=tuple(settings),
         target=_among(target, names),
+        judges=_judges(found.judges) if found.judges else old.judges if old else (),
     )
     configs = _configs(wanted)
     if old is None:
@@ -120,10 +129,11 @@ def _resume(found: Namespace, settings: Sequence[str], command: str) -> int:
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}")
     old = read_terms(folder)
-    if settings or found.output:
+    others = " ".join(settings) or (found.output and f"--output {found.output}") or (found.judges and "--judges")
+    if others:
         raise ConfigError(
             "--resume goes on with the settings that the comparison has, so it takes only --methods, --seeds, --target "
-            f"and --budget-minutes; got {' '.join(settings) or f'--output {found.output}'}"
+            f"and --budget-minutes; got {others}"
         )
     known = [method.name for method in old.methods]
     added = [name for name in _known(found.methods or []) if name not in known]
@@ -152,6 +162,14 @@ def _known(names: Sequence[str]) -> list[str]:
             hint = did_you_mean(name, methods()) or "."
             raise ConfigError(f"no method is called {name!r}{hint} Methods: {', '.join(methods())}")
     return list(dict.fromkeys(names))
+
+
+def _judges(names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if name not in REWARDS:
+            hint = did_you_mean(name, REWARDS) or "."
+            raise ConfigError(f"--judges: there is no reward {name!r}{hint} Built in are: {', '.join(sorted(REWARDS))}")
+    return tuple(dict.fromkeys(names))
 
 
 def _among(target: str, names: Sequence[str]) -> str:
@@ -187,10 +205,11 @@ def _configs(terms: Terms, *, beside: Mapping[str, Config] | None = None) -> dic
     for method in terms.methods:
         preset = f"{terms.model}-{method.name}"
         try:
-            configs[method.name] = load_config(preset, [*defaults, *terms.settings], prog=f"mixgrpo train {preset}")
+            config = load_config(preset, [*defaults, *terms.settings], prog=f"mixgrpo train {preset}")
         except ConfigError as error:
             told = str(error)
             raise ConfigError(told if told.startswith(preset) else f"{preset}: {told}") from None
+        configs[method.name] = with_judges(config, terms.judges)
     check_fair({**(beside or {}), **configs})
     first = next(iter(configs.values()))
     load_prompts(first.prompts.train)

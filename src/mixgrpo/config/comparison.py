@@ -1,14 +1,14 @@
 """The file `compare.json`: what a comparison compares. It is written before anything runs, and kept to afterwards."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 from pydantic import Field, ValidationError, model_validator
 
 from mixgrpo.config.schema import Config
-from mixgrpo.config.sections import Positive, Section
+from mixgrpo.config.sections import Positive, RewardConfig, Section
 from mixgrpo.errors import CheckpointError, ConfigError
 
 FILE = "compare.json"
@@ -67,6 +67,8 @@ class Terms(Section):
     """The part of the command line that changed settings of every method."""
     target: str
     """The method whose final reward the others have to reach."""
+    judges: tuple[str, ...] = ()
+    """Rewards that score held-out pictures only, of every method alike."""
     sessions: tuple[Session, ...] = ()
     """All calls so far."""
 
@@ -113,7 +115,11 @@ def agree(terms: Terms, wanted: Terms) -> Terms:
     Raises:
         ConfigError: if anything else is wanted, or less than there is.
     """
-    for name, old, new in (("model", terms.model, wanted.model), ("order", terms.order, wanted.order)):
+    for name, old, new in (
+        ("model", terms.model, wanted.model),
+        ("order", terms.order, wanted.order),
+        ("judges", ", ".join(terms.judges) or "none", ", ".join(wanted.judges) or "none"),
+    ):
         if old != new:
             raise ConfigError(
                 f"the comparison there has the {name} {old}, this call asks for {new}. "
@@ -142,6 +148,19 @@ def differing(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     left, right = (dict(_leaves(config.model_dump(mode="json"), "")) for config in (one, other))
     names = dict.fromkeys([*left, *right])
     return {name: (left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)}
+
+
+def with_judges(config: Config, judges: Sequence[str]) -> Config:
+    """Return the config with rewards that score held-out pictures only, and train nothing, put at its end.
+
+    Raises:
+        ConfigError: if the config has a reward of that name.
+    """
+    for judge in judges:
+        if judge in (reward.name for reward in config.rewards):
+            raise ConfigError(f"--judges {judge}: a reward of that name takes part already, so it is no second opinion")
+    added = tuple(RewardConfig(name=judge, weight=0.0, evaluation_only=True) for judge in judges)
+    return config.model_copy(update={"rewards": (*config.rewards, *added)})
 
 
 def check_fair(configs: Mapping[str, Config]) -> None:
