@@ -57,6 +57,19 @@ def test_headline_shows_the_held_out_figures_of_the_log_with_their_errors(make_r
     assert f"+{(after - before) * 100:.1f} ± {100 * math.hypot(0.0301, 0.0301):.1f} points" in shown["ocr exact match"]
 
 
+def test_a_reward_that_scores_held_out_pictures_only_is_shown_as_a_judge(make_run: MakeRun):
+    page = report(make_run(judge=0.2))
+    shown = cards(page)
+    assert list(shown) == ["ocr", "ocr exact match", "colors", "jpeg", "tesseract", "tesseract exact match"]
+    assert "independent judge: no training ever saw it" in shown["tesseract"]
+    assert "tesseract" not in page.all("p", "lede")[0].text
+    assert "training" in page.panel("ocr").text
+    for name in ("tesseract", "tesseract/exact"):
+        assert page.panel(name)
+        assert "training" not in page.panel(name).text
+    assert "tesseract" not in page.panel("Spread within groups").text
+
+
 def test_headline_says_what_was_trained_on_what_and_how_long(make_run: MakeRun):
     run = make_run()
     page = report(run)

@@ -99,7 +99,10 @@ def _say_results(folder: Path) -> None:
 
 def _announce(config: Config, folder: Path) -> None:
     samples = config.prompts_per_iteration * config.rollout.group_size
-    rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in config.rewards)
+    rewards = ", ".join(
+        f"{reward.name} ({'held-out pictures only' if reward.evaluation_only else f'weight {reward.weight:g}'})"
+        for reward in config.rewards
+    )
     weights = f"LoRA of rank {config.lora.rank}" if config.lora.rank else "all weights"
     print(config.description or config.name)
     size = f"{config.model.width} x {config.model.height} pixels"

@@ -8,13 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mixgrpo.config.comparison import Entrant, Terms, read_terms
 from mixgrpo.report.cost import FORWARD_AND_BACKWARD
 from mixgrpo.report.read import Run, read_run
 from mixgrpo.report.rows import TrainRow
-from mixgrpo.report.summary import estimate, in_order, reward_weights
+from mixgrpo.report.summary import estimate, in_order, judges, reward_weights
 from mixgrpo.report.text import count, is_share
 
 WEIGHTED_SUM = "weighted sum"
@@ -190,14 +190,8 @@ def _decisive_weights(run: Run) -> dict[str, float]:
     best = run.setting("eval.best")
     if isinstance(best, str) and best:
         return {best: 1.0}
-    judges = _judges(run)
-    return {name: w for name, w in reward_weights(run).items() if w > 0 and name not in judges}
-
-
-def _judges(run: Run) -> set[str]:
-    rewards: Any = run.setting("rewards")
-    listed = [reward for reward in rewards if isinstance(reward, Mapping)] if isinstance(rewards, list) else []
-    return {str(reward.get("name")) for reward in listed if reward.get("evaluation_only") is True}
+    unseen = judges(run)
+    return {name: w for name, w in reward_weights(run).items() if w > 0 and name not in unseen}
 
 
 def _marks(run: Run, decisive: str, weights: Mapping[str, float]) -> tuple[Mark, ...]:
@@ -234,19 +228,19 @@ def _with_sum(figures: Mapping[str, float], decisive: str, weights: Mapping[str,
 
 def _figures(courses: Sequence[Course], decisive: str, weights: Mapping[str, float]) -> tuple[HeldOut, ...]:
     names = dict.fromkeys(name for course in courses for mark in course.marks for name in mark.figures)
-    judges = set[str]().union(*(_judges(course.run) for course in courses))
+    unseen = set[str]().union(*(judges(course.run) for course in courses))
     order = dict.fromkeys(name for course in courses for name in reward_weights(course.run))
     ordered = in_order((name for name in names if name != decisive), order)
-    return tuple(_figure(name, decisive, weights, judges) for name in ([decisive] if names else []) + ordered)
+    return tuple(_figure(name, decisive, weights, unseen) for name in ([decisive] if names else []) + ordered)
 
 
-def _figure(name: str, decisive: str, weights: Mapping[str, float], judges: set[str]) -> HeldOut:
+def _figure(name: str, decisive: str, weights: Mapping[str, float], unseen: set[str]) -> HeldOut:
     reward, _, detail = name.partition("/")
     if name == decisive:
         terms = [f"{weight:g} {each}" if weight != 1 else each for each, weight in weights.items()]
         words = f"{' + '.join(terms)}, what training maximises" if name == WEIGHTED_SUM else "what decides"
         return HeldOut(name=name, role="decisive", words=words)
-    if reward in judges:
+    if reward in unseen:
         return HeldOut(name=name, role="judge", words="independent judge: no training ever saw it")
     if detail or reward not in weights:
         return HeldOut(name=name, role="measured", words=f"measured beside {reward}" if detail else "not trained on")

@@ -111,6 +111,8 @@ def _card(figure: Figure, summary: Summary) -> str:
     name = f"{escape(reward)} <small>{escape(_spoken(detail))}</small>" if detail else escape(reward)
     if detail:
         role = f"measured beside {escape(reward)}"
+    elif figure.is_judge:
+        role = "independent judge: no training ever saw it"
     elif math.isnan(figure.weight):
         role = ""
     else:
