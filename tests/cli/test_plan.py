@@ -66,15 +66,15 @@ def test_figures_are_those_of_the_design(capsys: pytest.CaptureFixture[str]) -> 
 def test_later_updates_pay_for_their_old_log_probs(capsys: pytest.CaptureFixture[str]) -> None:
     plan = json.loads(_plan(capsys, "flux1-dev-mixgrpo", "--json"))
     calls = plan["calls_per_sample"]["unshared"]
-    assert calls["old_log_prob"] == pytest.approx(4.0 * 3 / 4)
+    assert calls["old"] == pytest.approx(4.0 * 3 / 4)
     assert calls["forwards"] == pytest.approx(25.0 + 3.0 + 12.0)
     assert plan["share_of_dancegrpo"]["unshared"] == pytest.approx(40.0 / 67.0)
-    assert "old log-p: forward passes" in _plan(capsys, "flux1-dev-mixgrpo")
-    assert "old log-p: forward passes" not in _plan(capsys, "flux-nano", "--loss.updates-per-iteration", "1")
+    assert "old: forward passes" in _plan(capsys, "flux1-dev-mixgrpo")
+    assert "old: forward passes" not in _plan(capsys, "flux-nano", "--loss.updates-per-iteration", "1")
 
 
 def test_different_noise_shares_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ("--rollout.shared-noise", "false", "--rollout.share-trunk", "false", "--json")
+    args = ("--rollout.noise-spread", "1", "--json")
     assert "shared" not in json.loads(_plan(capsys, "flux-nano", *args))["calls_per_sample"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mixgrpo.config.load import dump_resolved, load_config, preset_names, preset_text
-from mixgrpo.config.schema import FrozenWindowConfig, RandomWindowConfig, SlidingWindowConfig
+from mixgrpo.config.sections import FrozenWindowConfig, RandomWindowConfig, SlidingWindowConfig
 from mixgrpo.errors import ConfigError
 
 
@@ -133,7 +133,7 @@ def test_flags_can_complete_a_file(tmp_path: Path) -> None:
         (["--rewards.0.weight", "0", "--rewards.1.weight", "0"], ["every weight is 0"]),
         (["--rewards.1.name", "ocr"], ["'ocr' is used twice"]),
         (["--eval.best", "beauty"], ["eval.best is 'beauty'", "ocr"]),
-        (["--rollout.shared-noise", "false"], ["rollout.share_trunk needs rollout.shared_noise"]),
+        (["--rollout.kernel", "ode"], ["rollout.noise_spread must be above 0"]),
         (["--rollout.kernel", "cps", "--rollout.eta", "1.5"], ["rollout.eta is 1.5", "at most 1"]),
         (["--rollout.tail_variant", "corrected"], ["rollout.tail_order is 1", "set rollout.tail_order = 3"]),
     ],

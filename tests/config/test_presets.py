@@ -9,7 +9,7 @@ import pytest
 from mixgrpo.config.fields import known_settings
 from mixgrpo.config.flags import flags_of
 from mixgrpo.config.load import load_config, preset_names, preset_text
-from mixgrpo.config.schema import AllStepsConfig, FrozenWindowConfig, SlidingWindowConfig
+from mixgrpo.config.sections import AllStepsConfig, FrozenWindowConfig, SlidingWindowConfig
 from mixgrpo.train.settings import cost_of, dancegrpo_cost, make_plan, make_window, mean_cost
 
 NAMES = preset_names()
@@ -65,8 +65,8 @@ def test_full_size_presets_have_the_settings_of_the_papers(name: str) -> None:
     rollout, loss, optim = config.rollout, config.loss, config.optim
     assert (config.model.path, config.model.height, config.model.width) == ("black-forest-labs/FLUX.1-dev", 720, 720)
     assert (config.model.guidance_scale, config.model.dtype, config.model.autocast) == (3.5, "bfloat16", "bfloat16")
-    assert (rollout.num_steps, rollout.shift, rollout.group_size, rollout.shared_noise) == (25, 3.0, 12, True)
-    assert (loss.clip_range, loss.advantage_clip, loss.updates_per_iteration) == (1e-4, 5.0, 4)
+    assert (rollout.num_steps, rollout.shift, rollout.group_size, rollout.noise_spread) == (25, 3.0, 12, 0.0)
+    assert (loss.clip_range, config.advantages.clip, loss.updates_per_iteration) == (1e-4, 5.0, 4)
     assert (optim.lr, optim.weight_decay, optim.max_grad_norm) == (1e-5, 1e-4, 1.0)
     assert (config.iterations, config.prompts_per_iteration, config.eval.num_steps) == (300, 32, 50)
     assert "not part of this version" in preset_text(name)

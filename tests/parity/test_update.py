@@ -1,5 +1,6 @@
 """The update half of an iteration against a loop over single samples: gradients, old log-probs, sharing."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, cast
@@ -16,7 +17,10 @@ from mixgrpo.flow.steps import cps_kernel, flow_sde_kernel
 from mixgrpo.models import Conditioning
 from mixgrpo.rewards.scorer import ScoreTable
 from mixgrpo.train.clock import Clock, StopRequest
-from mixgrpo.train.step import Experience, Updater, UpdateReport, split_shares
+from mixgrpo.train.objective import make_objective
+from mixgrpo.train.pieces import split_shares
+from mixgrpo.train.step import Experience
+from mixgrpo.train.update import Updater, UpdateReport
 from parity import reference
 
 LATENT = (3, 2)
@@ -52,6 +56,7 @@ class ToyPolicy:
             self.start.second.mul_(0.7)  # an update's divergence to the starting model has a gradient from the first
         self.trained = dict(self.network.named_parameters())
         self.rows_with_gradient = 0
+        self.lagging: dict[str, Tensor] = {}
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         self.rows_with_gradient += len(x) * torch.is_grad_enabled()
@@ -63,6 +68,9 @@ class ToyPolicy:
 
     def update_average(self) -> None:
         pass
+
+    def sampling(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def config(**loss: Any) -> Config:
@@ -76,7 +84,7 @@ def config(**loss: Any) -> Config:
             "rollout": {"num_steps": NUM_STEPS, "group_size": GROUP, "micro_batch": 8},
             "window": {"type": "frozen", "size": 3, "start": 1},
             "rewards": [{"name": "brightness"}],
-            "loss": {"clip_range": CLIP_RANGE, **loss},
+            "loss": {"type": "grpo", "clip_range": CLIP_RANGE, **loss},
             "optim": {"lr": LEARNING_RATE, "max_grad_norm": MAX_GRAD_NORM},
             "eval": {"num_steps": NUM_STEPS},
         }
@@ -112,7 +120,7 @@ def update(experience: Experience, kernel: str, weights: Tensor, **loss: Any) ->
     policy = ToyPolicy()
     settings = config(**loss)
     optimizer = torch.optim.SGD(policy.trained.values(), lr=LEARNING_RATE)
-    updater = Updater(cast("Any", policy), optimizer, settings, KERNELS[kernel], Clock())
+    updater = Updater(cast("Any", policy), optimizer, settings, make_objective(settings, KERNELS[kernel]), Clock())
     report = updater.update(experience, weights, first_update=0, stop=StopRequest(), progress=lambda done, total: None)
     return policy, report
 
@@ -188,8 +196,7 @@ def test_updates_equal_those_computed_one_sample_at_a_time(
     policy, report = update(seen, kernel, advantages(), **loss)
 
     shares = [
-        [(int(p), int(g)) for p in prompts for g in samples]
-        for prompts, samples in split_shares(advantages(), config(**loss).loss)
+        [(p, g) for p, g in share.nonzero().tolist()] for share in split_shares(advantages(), config(**loss).loss)
     ]
     assert sorted(chain.from_iterable(shares)) == [(p, g) for p in range(NUM_PROMPTS) for g in range(GROUP)]
     network, ratios = update_by_hand(seen, kernel, advantages(), shares, kl_weight=kl_weight)
@@ -212,9 +219,9 @@ def test_sharing_the_first_step_changes_the_number_of_calls_and_not_the_weights(
     assert_same_weights(shared[0].network, full[0].network, 1e-6)
     samples = NUM_PROMPTS * GROUP
     for (policy, report), is_shared in ((shared, True), (full, False)):
-        assert report.calls == pytest.approx(plan.update_nfe(GROUP // 2, is_shared) * samples, rel=1e-12)
-        assert policy.rows_with_gradient == report.calls
-    assert shared[1].calls < full[1].calls
+        assert report.calls.update == pytest.approx(plan.update_nfe(GROUP // 2, is_shared) * samples, rel=1e-12)
+        assert policy.rows_with_gradient == report.calls.update
+    assert shared[1].calls.update < full[1].calls.update
 
 
 @pytest.mark.parametrize("share_trunk", [True, False])
@@ -254,7 +261,7 @@ def test_update_trains_only_the_steps_it_was_given() -> None:
     network, _ = update_by_hand(seen, "flow_sde", advantages(), everyone)
     assert_same_weights(policy.network, network, 1e-7)
     assert sorted(report.steps) == list(trained)
-    assert report.calls == plan.update_nfe(GROUP, True, trained) * NUM_PROMPTS * GROUP
+    assert report.calls.update == plan.update_nfe(GROUP, True, trained) * NUM_PROMPTS * GROUP
 
 
 def test_samples_with_advantage_zero_move_nothing() -> None:

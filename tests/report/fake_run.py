@@ -67,7 +67,7 @@ class FakeRun:
                 "kernel": "flow_sde",
                 "eta": 0.7,
                 "group_size": self.group_size,
-                "shared_noise": True,
+                "noise_spread": 0.0,
                 "tail_ratio": 1.0,
             },
             "window": {

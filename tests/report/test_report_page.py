@@ -307,7 +307,7 @@ def test_settings_are_all_there_with_the_versions(make_run: MakeRun):
     assert table["rewards.1.name"] == "colors"
     assert table["rewards.2.options.quality"] == "90"
     assert table["lora.target_modules"] == "[]"
-    assert table["rollout.shared_noise"] == "true"
+    assert table["rollout.noise_spread"] == "0.0"
     assert "mixgrpo 0.1.0, torch 2.13.0+cpu, python 3.11.7, machine Linux x86_64, 2 threads" in section.text
 
 

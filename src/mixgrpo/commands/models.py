@@ -12,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mixgrpo.commands.common import Parser, above_zero, at_least_one, fraction, quiet_libraries, seed_number
 from mixgrpo.config.load import load_config, preset_names
-from mixgrpo.config.schema import Config, ModelConfig
+from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import ModelConfig
 from mixgrpo.errors import ConfigError
+from mixgrpo.flow.plan import ode_plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,8 +128,7 @@ def draw(drawing: Drawing, prompts: Sequence[str]) -> "Iterator[tuple[range, Ten
     return draw_batches(
         model,
         prompts,
-        num_steps=drawing.num_steps,
-        shift=drawing.shift,
+        plan=ode_plan(drawing.num_steps, drawing.shift),
         seed=drawing.seed,
         batch=drawing.batch,
         base=base,
@@ -145,7 +146,7 @@ def _load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
 
     if drawing.model.threads:
         torch.set_num_threads(drawing.model.threads)
-    options = drawing.model.model_dump(exclude={"path", "threads"})
+    options = drawing.model.model_dump(exclude={"path", "threads", "compile"})
     base = None if drawing.base is None else load_model(drawing.base, **options)
     run, known = drawing.source.run, drawing.source.known
     if run is None or known is None:

@@ -73,7 +73,7 @@ def compare(config: Config) -> dict[str, Cost]:
         "DanceGRPO": dancegrpo_cost(config.rollout.num_steps),
         "unshared": mean_cost(config, shared=False),
     }
-    if config.rollout.shared_noise:
+    if config.rollout.noise_spread == 0.0:
         costs["shared"] = mean_cost(config, shared=True)
     return costs
 

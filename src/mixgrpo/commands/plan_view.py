@@ -1,7 +1,7 @@
 """How a plan looks in a terminal: the window's way through the run, the sigmas, and the table of costs."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixgrpo.config.schema import AllStepsConfig, Config
+from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import AllStepsConfig
 from mixgrpo.flow.plan import TrajectoryPlan
 from mixgrpo.flow.sigmas import shifted_sigmas
 from mixgrpo.rl.window import trained_steps
@@ -152,19 +153,30 @@ def _print_costs(config: Config, costs: dict[str, Cost], console: Console) -> No
     }
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     table.add_column("model calls per sample", overflow="fold")
-    for heading in ("sampling", "old log-p", "updating", "forwards", "ratio"):
-        table.add_column(heading, justify="right")
+    columns: dict[str, Callable[[Cost], float]] = {"sampling": lambda cost: cost.sampling}
+    if any(cost.old for cost in costs.values()):
+        columns["old"] = lambda cost: cost.old
+    if any(cost.reference for cost in costs.values()):
+        columns["ref."] = lambda cost: cost.reference
     base = costs["DanceGRPO"].forwards
+    columns |= {
+        "updating": lambda cost: cost.update,
+        "forwards": lambda cost: cost.forwards,
+        "ratio": lambda cost: cost.forwards / base,
+    }
+    for heading in columns:
+        table.add_column(heading, justify="right")
     for name, cost in costs.items():
-        figures = (cost.sampling, cost.old_log_prob, cost.update, cost.forwards, cost.forwards / base)
+        figures = (read(cost) for read in columns.values())
         table.add_row(names[name], *(f"{figure:.2f}" for figure in figures), style="bold" if name == used else None)
     console.print(table)
     console.print()
     samples = config.prompts_per_iteration * config.rollout.group_size
     cost = costs[used]
-    forwards = (cost.sampling + cost.old_log_prob) * samples
+    forwards = (cost.sampling + cost.old + cost.reference) * samples
     lines = [
-        *(["old log-p: forward passes for the old log-probabilities of later updates."] if cost.old_log_prob else []),
+        *(["old: forward passes for what the sampling policy predicted."] if cost.old else []),
+        *(["ref.: forward passes of the starting model."] if cost.reference else []),
         "Means over the run. A forward-and-backward pass of an update counts as "
         f"{FORWARDS_PER_UPDATE_CALL:g} forwards. Not counted: {', '.join(_not_counted(config))}.",
         f"One iteration ({used}): {forwards:,.0f} forward passes of one sample, and "
@@ -178,6 +190,4 @@ def _not_counted(config: Config) -> list[str]:
     uncounted = ["evaluation", "VAE", "text encoders", "rewards"]
     if config.model.gradient_checkpointing:
         uncounted.append("the forward that gradient checkpointing repeats")
-    if config.loss.kl_weight > 0.0:
-        uncounted.append("the reference's forward for the KL divergence")
     return uncounted
