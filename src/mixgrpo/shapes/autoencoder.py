@@ -11,8 +11,11 @@ def autoencoder_parts(config: Numbers, size: ImageSize) -> tuple[Network, Networ
 
 
 def decoder_peak(config: Numbers, size: ImageSize) -> int:
-    """Return the most numbers alive at once in decoding: in the first residual block at full size, which gets wide
-    channels from the upsampling before it, its input and the norm's and the activation's output."""
+    """Return the most numbers alive at once while one image is decoded.
+
+    That is in the first residual block at full size, which gets wide channels from the upsampling before it: its input,
+    and the outputs of norm and activation.
+    """
     channels = config["block_out_channels"]
     widest = max(channels[0], channels[min(1, len(channels) - 1)])
     return 3 * size.height * size.width * widest
