@@ -155,6 +155,19 @@ class Network:
         """How many of them are weights of linear layers, which autocast converts."""
         return sum(layer.inputs * layer.outputs for layer in self.layers)
 
+    @cached_property
+    def num_blocks(self) -> int:
+        """How many blocks there are."""
+        return len({layer.block for layer in self.layers if layer.block >= 0})
+
+    @cached_property
+    def largest_block(self) -> int:
+        """How many parameters the largest block has."""
+        sizes: dict[int, int] = {}
+        for layer in self.layers:
+            sizes[layer.block] = sizes.get(layer.block, 0) + layer.parameters
+        return max((size for block, size in sizes.items() if block >= 0), default=0)
+
     def trained_parameters(self, training: Training) -> int:
         """Return how many parameters are trained."""
         if not training.rank:

@@ -31,8 +31,10 @@ class Shape:
     """Parameters that are loaded and not run in training: the encoding half of the VAE."""
     tokens: int
     """Text and image tokens together."""
-    width: int
-    """Width of a token inside the transformer."""
+    forward_peak: int
+    """Most numbers that are alive at once in a forward pass without gradient."""
+    backward_peak: int
+    """Numbers alive in a backward pass besides those that the forward pass kept, at the worst moment."""
     latent_numbers: int
     """Numbers of one latent."""
     conditioning_numbers: int
