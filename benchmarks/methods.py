@@ -37,8 +37,8 @@ def method_args(positions: int) -> dict[str, tuple[str, list[str]]]:
         "DanceGRPO": ("flux-nano-dancegrpo", ["--rollout.share-trunk", "False"]),
         "MixGRPO, nothing shared": ("flux-nano", [*sliding, "--rollout.share-trunk", "False"]),
         "MixGRPO": ("flux-nano", sliding),
-        "MixGRPO-Flash": ("flux-nano-flash", [*sliding, *FLASH, "--rollout.tail-ratio", "0.4"]),
-        "MixGRPO-Flash*": ("flux-nano-flash-star", [*frozen, *FLASH, "--rollout.tail-ratio", "0.2"]),
+        "MixGRPO-Flash": ("flux-nano-mixgrpo-flash", [*sliding, *FLASH, "--rollout.tail-ratio", "0.4"]),
+        "MixGRPO-Flash*": ("flux-nano-mixgrpo-flash-star", [*frozen, *FLASH, "--rollout.tail-ratio", "0.2"]),
     }
 
 

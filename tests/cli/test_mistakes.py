@@ -65,7 +65,7 @@ def _fail(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("report nowhere", "there is no run folder nowhere"),
         ("export nowhere", "--output"),
         ("export nowhere --output o --which bst", "'best', 'last'"),
-        ("presets flux-nano-flsh", "did you mean flux-nano-flash"),
+        ("presets flux-nano-mixgrpo-flsh", "did you mean flux-nano-mixgrpo-flash?"),
         ("presets flux-nano more", "unexpected argument 'more'"),
     ],
 )

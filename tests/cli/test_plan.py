@@ -6,7 +6,8 @@ import pytest
 
 from mixgrpo.cli import main
 from mixgrpo.commands.plan import stretches
-from mixgrpo.config.load import load_config, preset_names
+from mixgrpo.config.load import load_config
+from mixgrpo.config.presets import preset_names
 
 
 def _plan(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -23,7 +24,7 @@ def test_every_preset_fits_the_terminal(
     lines = _plan(capsys, name).splitlines()
     assert max(len(line) for line in lines) <= width
     config = load_config(name)
-    first = next(number for number, line in enumerate(lines) if line.startswith("step "))
+    first = next(number for number, line in enumerate(lines) if line.startswith("step  sigma"))
     for step in range(config.rollout.num_steps):
         assert int(lines[first + 1 + step].split()[0]) == step
     assert any(line.startswith("DanceGRPO") for line in lines)
@@ -48,7 +49,7 @@ def test_other_terminals_get_ascii(capsys: pytest.CaptureFixture[str], monkeypat
     from mixgrpo.commands import plan_view
 
     monkeypatch.setattr(plan_view, "speaks_unicode", lambda console: False)
-    chart = _plan(capsys, "flux-nano-flash").split("model calls")[0]
+    chart = _plan(capsys, "flux-nano-mixgrpo-flash").split("model calls")[0]
     assert chart.isascii()
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mixgrpo.commands.common import Parser, above_zero, at_least_one, fraction, quiet_libraries, seed_number
-from mixgrpo.config.load import load_config, preset_names
+from mixgrpo.config.load import load_config
+from mixgrpo.config.presets import model_names
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import ModelConfig
 from mixgrpo.errors import ConfigError
@@ -116,7 +117,7 @@ def find_source(name: str) -> Source:
         return Source(name, folder, load_config(folder / "resolved.json"))
     if (folder.parent / "resolved.json").is_file() and (folder / "model_index.json").is_file():
         return Source(name, None, load_config(folder.parent / "resolved.json"))
-    presets = (load_config(preset) for preset in preset_names())
+    presets = (load_config(preset) for preset in model_names())
     return Source(name, None, next((preset for preset in presets if preset.model.path == name), None))
 
 

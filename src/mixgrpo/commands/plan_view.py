@@ -145,14 +145,14 @@ def _sigma_list(plan: TrajectoryPlan) -> str:
 
 
 def _print_costs(config: Config, costs: dict[str, Cost], console: Console) -> None:
-    used = "shared" if config.rollout.share_trunk else "unshared"
+    used = "shared" if config.rollout.share_trunk and "shared" in costs else "unshared"
     names = {
         "DanceGRPO": "DanceGRPO as published",
         "unshared": "this run, unshared",
         "shared": "this run, shared",
     }
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("model calls per sample", overflow="fold")
+    table.add_column("model calls per sample", overflow="fold", min_width=len("DanceGRPO"))
     columns: dict[str, Callable[[Cost], float]] = {"sampling": lambda cost: cost.sampling}
     if any(cost.old for cost in costs.values()):
         columns["old"] = lambda cost: cost.old

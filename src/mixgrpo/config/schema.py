@@ -41,7 +41,7 @@ class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     """Name of the run, first part of its folder's name."""
     description: str = ""
-    """One line that says what this is, shown by `mixgrpo presets`."""
+    """One line that says what this is, shown when the run starts and in its report."""
     seed: Seed = 0
     """Seed of everything random: prompts, noise, windows."""
     iterations: Positive
