@@ -7,7 +7,8 @@ in equal parts; text encoders and VAE whole on every rank. What a device's drive
 from dataclasses import dataclass
 
 from mixgrpo.config.schema import Config
-from mixgrpo.config.sections import NftLossConfig
+from mixgrpo.config.sections import ModelConfig, NftLossConfig
+from mixgrpo.cost.calls import iteration_calls, kinds_of_iterations
 from mixgrpo.cost.operations import computes_in_half, training_of
 from mixgrpo.rl.window import trained_steps
 from mixgrpo.shapes import Shape, Training
@@ -34,25 +35,40 @@ class Memory:
 
 def estimate_memory(config: Config, shape: Shape, *, ranks: int = 1, cuda: bool = True) -> Memory:
     """Return the bytes on one of `ranks` devices, the prompts shared out among them."""
+    config = config_of_rank(config, ranks)
     model, training = config.model, training_of(config.model, config.lora, shape)
-    prompts = -(-config.prompts_per_iteration // ranks)
+    sampled, updated = _largest_calls(config)
     resident = {
         **_weights(config, shape, training, ranks),
         "text encoders and VAE": _frozen_parameters(shape) * _bytes(model.dtype),
-        "trajectories": _trajectories(config, shape, prompts),
+        "trajectories": _trajectories(config, shape),
     }
     trained = shape.transformer.trained_parameters(training)
     lagging = trained * _WIDE // ranks if _lags(config) else 0
     converted = _converted(config, shape, ranks)
     computing = _HALF if computes_in_half(model) else _WIDE
     phases = {
-        "sampling": config.rollout.micro_batch * shape.forward_peak * computing + converted + lagging,
-        "decoding": config.rollout.micro_batch * shape.decoder_peak * _bytes(model.dtype) + lagging,
-        "updating": _update(config, shape, training, converted),
+        "sampling": sampled * shape.forward_peak * computing + converted + lagging,
+        "decoding": sampled * shape.decoder_peak * _bytes(model.dtype) + lagging,
+        "updating": _update(model, shape, training, converted, samples=updated),
         # on a GPU, AdamW works on all parameters at once and holds as much again for a moment
         "optimiser step": trained * _WIDE // ranks if cuda else 0,
     }
     return Memory(resident, phases)
+
+
+def config_of_rank(config: Config, ranks: int) -> Config:
+    """Return the config of the busiest of `ranks` ranks that share out the prompts."""
+    return config.model_copy(update={"prompts_per_iteration": -(-config.prompts_per_iteration // ranks)})
+
+
+def _largest_calls(config: Config) -> tuple[int, int]:
+    """Return the most samples of a sampling call and of a forward and backward call."""
+    calls = [iteration_calls(config, iteration) for iteration, _ in kinds_of_iterations(config)]
+    return (
+        max(size for each in calls for chunk in each.chunks for size in (*chunk.sampling, *chunk.decoding)),
+        max(size for each in calls for size in each.update),
+    )
 
 
 def _weights(config: Config, shape: Shape, training: Training, ranks: int) -> dict[str, int]:
@@ -81,9 +97,9 @@ def _lags(config: Config) -> bool:
     return isinstance(config.loss, NftLossConfig) and config.loss.old_decay_rate > 0.0
 
 
-def _trajectories(config: Config, shape: Shape, prompts: int) -> int:
+def _trajectories(config: Config, shape: Shape) -> int:
     """Return the bytes of what is kept between sampling and update: prompts, and both ends of the trained steps."""
-    window = make_window(config)
+    window, prompts = make_window(config), config.prompts_per_iteration
     steps = max(len(trained_steps(window, iteration)) for iteration in range(config.iterations))
     latents = 2 * steps * prompts * config.rollout.group_size * shape.latent_numbers * _WIDE
     return latents + prompts * shape.conditioning_numbers * _bytes(config.model.dtype)
@@ -102,19 +118,18 @@ def _converted(config: Config, shape: Shape, ranks: int) -> int:
     return network.matrix_parameters * _HALF if config.model.autocast != "off" and wide else 0
 
 
-def _update(config: Config, shape: Shape, training: Training, converted: int) -> int:
-    """Return the bytes of one forward and backward pass of a micro-batch."""
-    model = config.model
+def _update(model: ModelConfig, shape: Shape, training: Training, converted: int, *, samples: int) -> int:
+    """Return the bytes of one forward and backward pass."""
     half = computes_in_half(model)
     plain = _HALF if half else _WIDE
     adapters = _HALF if model.autocast != "off" else _WIDE
     kept = shape.transformer.keeps(training).bytes(plain=plain, wide=_WIDE, adapters=adapters)
     kept += shape.backward_peak * plain
     if not training.checkpointing:
-        return config.loss.micro_batch * kept + converted
+        return samples * kept + converted
     # the converted weights are gone when the backward pass comes to the blocks
     boundaries = shape.transformer.num_blocks * shape.transformer.boundary * plain
-    return max(config.loss.micro_batch * kept, config.loss.micro_batch * boundaries + converted)
+    return max(samples * kept, samples * boundaries + converted)
 
 
 def _bytes(dtype: str) -> int:

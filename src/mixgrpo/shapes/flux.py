@@ -28,8 +28,8 @@ _FORWARD_PEAK = 15
 """Numbers alive at once in a forward pass, per token and channel: at the rotation of queries and keys in a one-stream
 block, as measured. Among them the four of the feed-forward layer, the residual, queries, keys and values."""
 _BACKWARD_PEAK = 6
-"""The same in a backward pass, besides what was kept: gradients of the last one-stream block's wide layers. Measured 5.6
-when every weight is trained, 12 with adapters, 1 with checkpointing, which matter less."""
+"""The same in a backward pass, besides what was kept: gradients of the wide layers of the last one-stream block.
+Measured 5.6 when every weight is trained, 12 with adapters, 1 with checkpointing, which matter less."""
 _FIRST_BLOCK_STAGE = 2
 """Stage of the first block's first layers; the embedders come before."""
 
