@@ -87,12 +87,16 @@ class Policy:
         if not weights:
             yield
             return
-        kept = self._copy()
-        self.load(weights)
+        self._exchange(weights)
         try:
             yield
         finally:
-            self.load(kept)
+            self._exchange(weights)
+
+    def _exchange(self, weights: dict[str, Tensor]) -> None:
+        """Exchange the trained weights and `weights` without copying either."""
+        for name, parameter in self.trained.items():
+            parameter.data, weights[name] = weights[name], parameter.data
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.trained.items()}

@@ -85,12 +85,11 @@ class Updater:
             self.objective.pieces(experience.transitions, advantages, share & worthwhile, iteration=iteration)
             for share in shares
         ]
-        old = [
-            None
-            if index == 0 and not self.policy.lagging
-            else [self._old_velocity(piece, experience) for piece in pieces]
-            for index, pieces in enumerate(work)
-        ]
+        with self.policy.sampling():
+            old = [
+                None if index == 0 and not self.policy.lagging else self._old_velocities(pieces, experience)
+                for index, pieces in enumerate(work)
+            ]
         tally = _Tally()
         norms: list[float | None] = []
         done, num_pieces = 0, sum(len(pieces) for pieces in work)
@@ -109,9 +108,10 @@ class Updater:
                 progress(done, num_pieces)
             norms.append(self._step(first_update + index, bool(finite)) if pieces else 0.0)
         taken = [norm for norm in norms if norm is not None]
+        metrics, steps = tally.read()
         return UpdateReport(
-            metrics=tally.means(),
-            steps=tally.means_by_step(),
+            metrics=metrics,
+            steps=steps,
             grad_norm=sum(taken) / len(taken) if taken else math.nan,
             skipped=[norm is None for norm in norms],
             calls=self._count(experience, work, old, shares, worthwhile),
@@ -122,9 +122,8 @@ class Updater:
             return predict(piece.x, piece.sigma, experience.conditioning.take(piece.prompt))
 
     @torch.no_grad()
-    def _old_velocity(self, piece: Piece, experience: Experience) -> Tensor:
-        with self.policy.sampling():
-            return self._velocity(piece, experience, self.policy.velocity)
+    def _old_velocities(self, pieces: Sequence[Piece], experience: Experience) -> list[Tensor]:
+        return [self._velocity(piece, experience, self.policy.velocity) for piece in pieces]
 
     def _accumulate(
         self, piece: Piece, experience: Experience, old_velocity: Tensor | None, scale: "_Scale", tally: "_Tally"
@@ -210,7 +209,7 @@ def learning_rate(optim: OptimConfig, update: int, total_updates: int) -> float:
 
 
 class _Tally:
-    """Weighted sums of metrics that stay on the device until they are asked for."""
+    """Weighted sums of metrics that stay on the device until they are all asked for at once."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, dict[str, Tensor]]] = []
@@ -218,18 +217,25 @@ class _Tally:
     def add(self, step: int, count: int, metrics: dict[str, Tensor]) -> None:
         self._rows.append((step, count, metrics))
 
-    def means(self, step: int | None = None) -> dict[str, float]:
-        """Return the means over all rows or those of a step; a name that ends in _max gets its maximum."""
-        rows = [(count, metrics) for row_step, count, metrics in self._rows if step in (None, row_step)]
-        if not rows:
-            return {}
-        total = sum(count for count, _ in rows)
-        return {
-            name: max(metrics[name].item() for _, metrics in rows)
-            if name.endswith("_max")
-            else sum(count * metrics[name].item() for count, metrics in rows) / total
-            for name in rows[0][1]
-        }
+    def read(self) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+        """Return the means over all rows, and those by step; a name that ends in _max gets its maximum."""
+        if not self._rows:
+            return {}, {}
+        names = tuple(self._rows[0][2])
+        # one transfer for everything: on a GPU each one waits for all work that is under way
+        table = torch.stack([torch.stack([metrics[name] for name in names]) for _, _, metrics in self._rows]).tolist()
+        by_step: dict[int, list[tuple[int, list[float]]]] = {}
+        for (step, count, _), values in zip(self._rows, table, strict=True):
+            by_step.setdefault(step, []).append((count, values))
+        every = [row for rows in by_step.values() for row in rows]
+        return _means(names, every), {step: _means(names, by_step[step]) for step in sorted(by_step)}
 
-    def means_by_step(self) -> dict[int, dict[str, float]]:
-        return {step: self.means(step) for step in sorted({step for step, _, _ in self._rows})}
+
+def _means(names: Sequence[str], rows: Sequence[tuple[int, Sequence[float]]]) -> dict[str, float]:
+    total = sum(count for count, _ in rows)
+    return {
+        name: max(values[column] for _, values in rows)
+        if name.endswith("_max")
+        else sum(count * values[column] for count, values in rows) / total
+        for column, name in enumerate(names)
+    }
