@@ -44,12 +44,11 @@ def estimate_memory(config: Config, shape: Shape, *, ranks: int = 1, cuda: bool 
         "trajectories": _trajectories(config, shape),
     }
     trained = shape.transformer.trained_parameters(training)
-    lagging = trained * _WIDE // ranks if _lags(config) else 0
     converted = _converted(config, shape, ranks)
     computing = _HALF if computes_in_half(model) else _WIDE
     phases = {
-        "sampling": sampled * shape.forward_peak * computing + converted + lagging,
-        "decoding": sampled * shape.decoder_peak * _bytes(model.dtype) + lagging,
+        "sampling": sampled * shape.forward_peak * computing + converted,
+        "decoding": sampled * shape.decoder_peak * _bytes(model.dtype),
         "updating": _update(model, shape, training, converted, samples=updated),
         # on a GPU, AdamW works on all parameters at once and holds as much again for a moment
         "optimiser step": trained * _WIDE // ranks if cuda else 0,
