@@ -9,7 +9,7 @@ import pytest
 
 import mixgrpo
 from mixgrpo.cli import COMMANDS, main
-from mixgrpo.commands import evaluate, export, plan, presets, report, sample, train
+from mixgrpo.commands import compare, evaluate, export, plan, presets, report, sample, train
 from mixgrpo.config.flags import flags_of
 from mixgrpo.config.load import preset_text
 from mixgrpo.config.presets import methods, model_names, preset_names, read_preset
@@ -17,6 +17,7 @@ from mixgrpo.config.presets import methods, model_names, preset_names, read_pres
 LISTED = Path(__file__).with_name("flags.txt")
 PARSERS = {
     "train": train.make_parser,
+    "compare": compare.make_parser,
     "plan": plan.make_parser,
     "sample": sample.make_parser,
     "evaluate": evaluate.make_parser,
@@ -111,6 +112,10 @@ def test_light_commands_and_mistakes_never_load_torch() -> None:
         "plan flux1-dev-mixgrpo-flash",
         "presets",
         "report nowhere",
+        "compare --help",
+        "compare flux-nano --methods dancegrpo mixgrp",
+        "compare flux-nano --methods dancegrpo mixgrpo --window.size 99",
+        "compare --resume nowhere",
         "train --resume nowhere",
         "sample flux-nano --output . --prompt a",
         "evaluate flux-nano --rewards a+b",

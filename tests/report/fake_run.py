@@ -33,6 +33,7 @@ class FakeRun:
     failures: bool = False
     collapse: bool = False
     constant_lr: bool = False
+    sampler_gap: float | None = None
     picture: tuple[int, int] = (96, 32)
     prompts_shown: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -112,6 +113,12 @@ class FakeRun:
                 time += 6.3
                 row = self.eval_row(iteration, time, rng)
                 row["best"] = row["rewards"]["ocr"] > best
+                if self.sampler_gap is not None:
+                    row["training_sampler"] = {
+                        "rewards": {"ocr": row["rewards"]["ocr"] - self.sampler_gap},
+                        "details": {},
+                        "standard_errors": {"ocr": 0.02},
+                    }
                 best = max(best, row["rewards"]["ocr"])
                 rows.append(row)
             if iteration < self.iterations:

@@ -315,3 +315,13 @@ def test_report_starts_without_torch_and_numpy():
     code = "import sys, mixgrpo.report; print(sorted({'torch', 'numpy', 'diffusers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_gap_between_samplers_is_told_where_both_were_used(make_run: MakeRun):
+    section = report(make_run(iterations=4, eval_every=2, sampler_gap=0.125)).section("curves")
+    table = next(t for t in section.all("table", "figures") if "training sampler" in t.text)
+    rows = {row.all("th")[0].text: [cell.text for cell in row.all("td")] for row in table.all("tbody")[0].all("tr")}
+    assert list(rows) == ["ocr"], "only what was measured both ways"
+    assert rows["ocr"][2].startswith("+0.125")
+    assert "drawn as in training" in section.text
+    assert "training sampler" not in report(make_run("plain", iterations=4)).section("curves").text

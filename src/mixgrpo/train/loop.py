@@ -117,11 +117,11 @@ class Trainer:
                 return self.interrupt()
             except MixGRPOError as error:
                 self.save()
-                self._end(f"stopped: {error}")
+                self.end(f"stopped: {error}")
                 raise
             self.sinks.progress("exporting", 0, 1)
             export_run(self.run, self.run / "export", policy=self.policy)
-            return self._end("finished")
+            return self.end("finished")
 
     def begin(self) -> None:
         """Write down what starts, or goes on, and on what machine."""
@@ -168,7 +168,7 @@ class Trainer:
     def interrupt(self) -> Outcome:
         """Save, so that the run can be resumed."""
         self.save()
-        return self._end("interrupted")
+        return self.end("interrupted")
 
     def iterate(self, iteration: int) -> None:
         """Sample a group for every prompt of the iteration, score it, and update the policy on the window's steps."""
@@ -355,7 +355,8 @@ class Trainer:
         inside = sum(spans.get(name, 0.0) for name in ("model", "decode", "score_wait", "encode"))
         return {**spans, "other": seconds - inside}
 
-    def _end(self, reason: str) -> Outcome:
+    def end(self, reason: str) -> Outcome:
+        """Write down how the run ended, and its report."""
         self.sinks.record({"kind": "end", "iteration": self.state.iteration, "time": time.time(), "reason": reason})
         write_report(self.run)
         return Outcome("finished" if reason == "finished" else "interrupted", self.state.iteration, self.run)
