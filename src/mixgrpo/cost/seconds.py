@@ -5,9 +5,10 @@ pass and a forward and backward pass; then decoding, encoding, the optimiser's s
 does not hide. `calibrate` measures these few figures one by one; none of them is fitted to the time of an iteration.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import AllStepsConfig, GrpoLossConfig
 from mixgrpo.cost.calls import Batches, Calls, iteration_calls, kinds_of_iterations
 
 
@@ -90,6 +91,22 @@ def predict_mean(config: Config, speeds: Speeds) -> Seconds:
             for field in fields(Seconds)
         }
     )
+
+
+def predict_dancegrpo(config: Config, speeds: Speeds) -> Seconds:
+    """Return the seconds of an iteration of DanceGRPO as `dancegrpo_cost` counts it, with the sizes of `config`."""
+    rollout = {"kernel": "dance_sde", "noise_spread": 0.0, "share_trunk": False, "tail_ratio": 1.0, "head_ratio": 1.0}
+    common = {name: getattr(config.loss, name) for name in ("micro_batch", "updates_per_iteration", "update_split")}
+    published = config.model_copy(
+        update={
+            "iterations": 1,
+            "window": AllStepsConfig(trained_fraction=0.6),
+            "rollout": config.rollout.model_copy(update=rollout),
+            "loss": GrpoLossConfig(**common),
+            "advantages": config.advantages.model_copy(update={"extremes": 0}),
+        }
+    )
+    return replace(predict(published, speeds, 0), old=0.0)
 
 
 def _waiting(calls: Calls, speeds: Speeds) -> float:
