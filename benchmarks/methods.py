@@ -36,17 +36,18 @@ from mixgrpo.cost.seconds import Speeds, predict
 from mixgrpo.train.loop import Trainer
 
 MODEL, STEPS, WINDOW = "flux-nano", 25, 4
+OWN_STEPS = {"neighbor-grpo": 8}
+"""Steps of a method that are part of it: here a second-order solver in place of more steps."""
 BASE, SECOND, UNSHARED = "dancegrpo", "mixgrpo", "unshared"
 QUICK = (BASE, UNSHARED, SECOND, "mixgrpo-flash", "mixgrpo-flash-star")
-"""As published, and this project's with and without what a group shares."""
+"""DanceGRPO as published, and MixGRPO and Flash with what a group shares, and once without."""
 
 
 def method_config(method: str, arguments: argparse.Namespace) -> Config:
     """Return a method's preset with the settings of the benchmark."""
     preset = f"{MODEL}-{SECOND if method == UNSHARED else method}"
     given, flags = load_config(preset), ["--optim.lr", "1e-9", "--optim.warmup", "0", "--eval.num-prompts", "1"]
-    if given.rollout.num_steps == load_config(MODEL).rollout.num_steps:
-        flags += ["--rollout.num-steps", str(STEPS)]
+    flags += ["--rollout.num-steps", str(OWN_STEPS.get(method, STEPS))]
     if given.window.type != "all":
         flags += ["--window.size", str(WINDOW)]
     if given.window.type in ("sliding", "decaying"):

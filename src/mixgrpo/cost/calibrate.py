@@ -1,5 +1,6 @@
 """Measures how fast this machine is at the parts of an iteration, each by itself, in about a minute."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -98,13 +99,12 @@ class _Bench:
         return [(name, size, does[name]) for name, each in sizes.items() for size in each]
 
     def _line(self, name: str) -> Line:
-        """Return the line through the medians of the smallest and the largest size."""
+        """Return the line through the medians of the smallest and the largest size; nothing takes less than no time."""
         medians = {size: statistics.median(times) for (kind, size), times in self.times.items() if kind == name}
         small, large = min(medians), max(medians)
-        if small == large:
-            return Line(fixed=0.0, each=medians[large] / large)
-        each = (medians[large] - medians[small]) / (large - small)
-        return Line(fixed=medians[small] - each * small, each=each)
+        each = (medians[large] - medians[small]) / (large - small) if large > small else math.inf
+        fixed = medians[small] - each * small
+        return Line(fixed=fixed, each=each) if fixed > 0.0 else Line(fixed=0.0, each=medians[large] / large)
 
     def _inputs(self, size: int) -> tuple[torch.Tensor, Conditioning]:
         model = self.policy.model
