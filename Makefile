@@ -26,7 +26,7 @@ check: $(VENV)/dev.stamp ## Format, lint, layers, types.
 prove: $(VENV)/dev.stamp ## Run the proofs that take minutes.
 	$(BIN)/python -m pytest -m slow -s
 
-bench: $(VENV)/dev.stamp ## Time the methods against each other, about six minutes. Nothing else should run.
+bench: $(VENV)/dev.stamp ## Time the methods against each other and predict it, about ten minutes. Nothing else should run.
 	$(BIN)/python benchmarks/methods.py
 
 nano: $(VENV)/dev.stamp ## Pretrain flux-nano from scratch into runs/nano, about an hour and a half.
