@@ -26,7 +26,7 @@ check: $(VENV)/dev.stamp ## Format, lint, layers, types.
 prove: $(VENV)/dev.stamp ## Run the proofs that take minutes.
 	$(BIN)/python -m pytest -m slow -s
 
-bench: $(VENV)/dev.stamp ## Time the methods against each other, about six minutes. Nothing else should run.
+bench: $(VENV)/dev.stamp ## Time the methods against each other and predict it, about ten minutes. Nothing else should run.
 	$(BIN)/python benchmarks/methods.py
 
 METHODS := dancegrpo dancegrpo-random dancegrpo-frozen mixgrpo mixgrpo-cps mixgrpo-flash mixgrpo-flash-star \
