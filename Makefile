@@ -5,11 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/flux-nano-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help train test check prove bench nano clean
+.PHONY: help train test check prove bench compare nano clean
 
 help: ## Say what there is to make.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | while IFS='|' read -r name text; do \
-		printf '  make %-7s %s\n' "$$name" "$$text"; done
+		printf '  make %-8s %s\n' "$$name" "$$text"; done
 
 train: $(VENV)/run.stamp ## Post-train the bundled flux-nano with MixGRPO on two rewards, on the CPU, in minutes.
 	$(BIN)/mixgrpo train flux-nano --output $(RUN)
@@ -26,8 +26,15 @@ check: $(VENV)/dev.stamp ## Format, lint, layers, types.
 prove: $(VENV)/dev.stamp ## Run the proofs that take minutes.
 	$(BIN)/python -m pytest -m slow -s
 
-bench: $(VENV)/dev.stamp ## Time the methods against each other, about six minutes. Nothing else should run.
+bench: $(VENV)/dev.stamp ## Time the methods against each other and predict it, about ten minutes. Nothing else should run.
 	$(BIN)/python benchmarks/methods.py
+
+METHODS := dancegrpo dancegrpo-random dancegrpo-frozen mixgrpo mixgrpo-cps mixgrpo-flash mixgrpo-flash-star \
+	flow-grpo flow-grpo-fast neighbor-grpo nft
+
+compare: $(VENV)/dev.stamp ## Compare the paper's methods and others on flux-nano, three seeds: hours; stop and go on at will.
+	$(BIN)/mixgrpo compare flux-nano --methods $(METHODS) --seeds 3 --judges tesseract \
+		--iterations 30 --eval.every 5 --output runs/compare-flux-nano
 
 nano: $(VENV)/dev.stamp ## Pretrain flux-nano from scratch into runs/nano, about an hour and a half.
 	$(BIN)/python -m mixgrpo.nano all --output runs/nano

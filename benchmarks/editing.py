@@ -25,6 +25,7 @@ from torch import Tensor
 from mixgrpo.commands.common import quiet_libraries
 from mixgrpo.data.prompts import load_prompts
 from mixgrpo.flow.edit import TRUE_REVERSE_ETA
+from mixgrpo.flow.plan import ode_plan
 from mixgrpo.models import FlowModel, load_model
 from mixgrpo.nano.data import Picture, draw_pictures, make_prompt
 from mixgrpo.nano.render import _CELL_WIDTH, FACES, HEIGHT, LETTERS, WIDTH, Look
@@ -77,7 +78,7 @@ def new_letter(index: int, prompt: str) -> Task:
 def drawn_right(model: FlowModel, num: int) -> tuple[Tensor, list[str]]:
     """Draw held-out prompts until `num` pictures are right; return those, as a PNG would hold them."""
     images, prompts, candidates = [], [], load_prompts("nano-heldout")
-    for rows, batch in draw_batches(model, candidates, num_steps=8, shift=3.0, seed=0, batch=32):
+    for rows, batch in draw_batches(model, candidates, plan=ode_plan(8, 3.0), seed=0, batch=32):
         texts = [candidates[row] for row in rows]
         right = OcrReward()(batch, texts).details["exact"] * ColorReward()(batch, texts).details["exact"]
         for index in right.nonzero().flatten().tolist():

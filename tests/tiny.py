@@ -75,7 +75,7 @@ def make_config(tiny_folder: Path, tmp_path: Path) -> Callable[..., Config]:
             "rollout": {"num_steps": 5, "group_size": 4, "micro_batch": 8},
             "window": {"type": "sliding", "size": 2, "interval": 1},
             "rewards": rewards or [{"name": "brightness"}, {"name": "jpeg", "weight": 0.5}],
-            "loss": {"micro_batch": 8, "clip_range": 1e-3},
+            "loss": {"type": "grpo", "micro_batch": 8, "clip_range": 1e-3},
             "optim": {"lr": 1e-3},
             "eval": {"every": 2, "num_steps": 4, "samples": 2},
             "checkpoint": {"every": 1},

@@ -10,6 +10,7 @@ from mixgrpo.errors import ConfigError, MixGRPOError
 
 COMMANDS = {
     "train": "post-train a model with rewards, or go on with a run",
+    "compare": "train with several methods and see what each takes and brings",
     "plan": "show what a run would do and cost, before anything is loaded",
     "sample": "draw images with a model or the result of a run",
     "edit": "change an image: another prompt, or what a mask leaves free",

@@ -3,20 +3,21 @@
 import json
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
 import mixgrpo
 from mixgrpo.cli import COMMANDS, main
-from mixgrpo.commands import edit, evaluate, export, plan, presets, report, sample, train
+from mixgrpo.commands import compare, edit, evaluate, export, plan, presets, report, sample, train
 from mixgrpo.config.flags import flags_of
-from mixgrpo.config.load import preset_names, preset_text
+from mixgrpo.config.load import preset_text
+from mixgrpo.config.presets import methods, model_names, preset_names, read_preset
 
 LISTED = Path(__file__).with_name("flags.txt")
 PARSERS = {
     "train": train.make_parser,
+    "compare": compare.make_parser,
     "plan": plan.make_parser,
     "sample": sample.make_parser,
     "edit": edit.make_parser,
@@ -76,9 +77,9 @@ def test_help_of_a_preset_shows_its_values(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_presets_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    table = _output(capsys, "presets")
+    words = _output(capsys, "presets").split()
+    assert {*model_names(), *methods()} <= set(words)
     for name in preset_names():
-        assert name in table
         assert _output(capsys, "presets", name) == preset_text(name)
 
 
@@ -91,13 +92,13 @@ def test_the_list_of_options_is_the_stored_one() -> None:
     found = [
         f"{command} {option}" for command, make in PARSERS.items() for option in make().options() if option != "--help"
     ]
-    raw = tomllib.loads(preset_text("flux-nano"))
+    raw = read_preset("flux-nano")
+    windows = [{"window": {"type": kind}} for kind in ("sliding", "decaying", "frozen", "random", "all")]
+    losses = [{"loss": {"type": kind}} for kind in ("grpo", "neighbor", "nft", "awm")]
     settings: dict[str, None] = {}
-    for kind in ("sliding", "decaying", "frozen", "random", "all"):
+    for union in (*windows, *losses):
         settings |= dict.fromkeys(
-            f"settings --{flag.name}"
-            for flag in flags_of(raw | {"window": {"type": kind}})
-            if "rewards.1" not in flag.name
+            f"settings --{flag.name}" for flag in flags_of(raw | union) if "rewards.1" not in flag.name
         )
     listed = LISTED.read_text(encoding="utf-8").splitlines()
     assert sorted([*found, *settings]) == listed, "a new option is a promise: add it to tests/cli/flags.txt on purpose"
@@ -112,6 +113,10 @@ def test_light_commands_and_mistakes_never_load_torch() -> None:
         "plan flux1-dev-mixgrpo-flash",
         "presets",
         "report nowhere",
+        "compare --help",
+        "compare flux-nano --methods dancegrpo mixgrp",
+        "compare flux-nano --methods dancegrpo mixgrpo --window.size 99",
+        "compare --resume nowhere",
         "train --resume nowhere",
         "sample flux-nano --output . --prompt a",
         "edit flux-nano --output . --prompt a --to b --image nowhere.png",

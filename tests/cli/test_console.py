@@ -26,8 +26,10 @@ def _train(iteration: int, **extra: Any) -> dict[str, Any]:
     return {"kind": "train", "iteration": iteration, "seconds": 2.0, "window": [2, 4], "rewards": rewards, **extra}
 
 
-def _eval(iteration: int, exact: float = 0.25) -> dict[str, Any]:
+def _eval(iteration: int, exact: float = 0.25, *, judge: bool = False) -> dict[str, Any]:
     rewards, details = {"ocr": exact * 2, "colors": 0.9}, {"ocr/exact": exact}
+    if judge:
+        rewards, details = rewards | {"tesseract": exact + 0.15}, details | {"tesseract/exact": exact - 0.1}
     return {
         "kind": "eval",
         "iteration": iteration,
@@ -38,18 +40,18 @@ def _eval(iteration: int, exact: float = 0.25) -> dict[str, Any]:
     }
 
 
-def _show(config: Config, *, terminal: bool, width: int = 100) -> str:
+def _show(config: Config, *, terminal: bool, width: int = 100, judge: bool = False) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=width, color_system=None, highlight=False)
     times = iter(range(10_000))
     sink = ConsoleSink(config, console, clock=lambda: float(next(times)))
     sink.record({"kind": "start", "resumed_from": None})
     sink.progress("evaluating", 0, 256)
-    sink.record(_eval(0))
+    sink.record(_eval(0, judge=judge))
     for iteration in range(12):
         sink.progress("sampling", 10, 10)
         sink.record(_train(iteration))
-    sink.record(_eval(10, exact=0.5))
+    sink.record(_eval(10, exact=0.55 if judge else 0.5, judge=judge))
     sink.progress("updating", 0, 20)
     sink.progress("updating", 6, 20)
     sink.close()
@@ -72,6 +74,13 @@ def test_live_display_shows_everything_that_matters(config: Config, width: int) 
         assert part in last
     if width >= 80:
         assert "held-out 0.500 -> 1.000, exact 0.250 -> 0.500" in last
+
+
+def test_a_reward_that_only_judges_has_its_line_too(config: Config) -> None:
+    last = _show(config, terminal=True, judge=True).split("\x1b[2K")[-1]
+    line = next(line for line in last.splitlines() if "tesseract" in line)
+    assert line.split(maxsplit=1)[1].strip() == "held-out 0.400 -> 0.700, exact 0.150 -> 0.450"
+    assert "tesseract 0.400" in _show(config, terminal=False, judge=True).splitlines()[0]
 
 
 def test_sparkline_is_bounded_and_follows_the_values() -> None:

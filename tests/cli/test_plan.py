@@ -1,12 +1,18 @@
 """What `mixgrpo plan` shows: the window's way, and costs that can be checked by hand."""
 
 import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from mixgrpo.cli import main
 from mixgrpo.commands.plan import stretches
-from mixgrpo.config.load import load_config, preset_names
+from mixgrpo.config.load import dump_resolved, load_config
+from mixgrpo.config.presets import preset_names
+from mixgrpo.config.schema import Config
+from mixgrpo.shapes import bundled_folder
 
 
 def _plan(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -23,7 +29,7 @@ def test_every_preset_fits_the_terminal(
     lines = _plan(capsys, name).splitlines()
     assert max(len(line) for line in lines) <= width
     config = load_config(name)
-    first = next(number for number, line in enumerate(lines) if line.startswith("step "))
+    first = next(number for number, line in enumerate(lines) if line.startswith("step  sigma"))
     for step in range(config.rollout.num_steps):
         assert int(lines[first + 1 + step].split()[0]) == step
     assert any(line.startswith("DanceGRPO") for line in lines)
@@ -48,7 +54,7 @@ def test_other_terminals_get_ascii(capsys: pytest.CaptureFixture[str], monkeypat
     from mixgrpo.commands import plan_view
 
     monkeypatch.setattr(plan_view, "speaks_unicode", lambda console: False)
-    chart = _plan(capsys, "flux-nano-flash").split("model calls")[0]
+    chart = _plan(capsys, "flux-nano-mixgrpo-flash").split("model calls")[0]
     assert chart.isascii()
 
 
@@ -66,15 +72,103 @@ def test_figures_are_those_of_the_design(capsys: pytest.CaptureFixture[str]) -> 
 def test_later_updates_pay_for_their_old_log_probs(capsys: pytest.CaptureFixture[str]) -> None:
     plan = json.loads(_plan(capsys, "flux1-dev-mixgrpo", "--json"))
     calls = plan["calls_per_sample"]["unshared"]
-    assert calls["old_log_prob"] == pytest.approx(4.0 * 3 / 4)
+    assert calls["old"] == pytest.approx(4.0 * 3 / 4)
     assert calls["forwards"] == pytest.approx(25.0 + 3.0 + 12.0)
     assert plan["share_of_dancegrpo"]["unshared"] == pytest.approx(40.0 / 67.0)
-    assert "old log-p: forward passes" in _plan(capsys, "flux1-dev-mixgrpo")
-    assert "old log-p: forward passes" not in _plan(capsys, "flux-nano", "--loss.updates-per-iteration", "1")
+    assert "old: forward passes" in _plan(capsys, "flux1-dev-mixgrpo")
+    assert "old: forward passes" not in _plan(capsys, "flux-nano", "--loss.updates-per-iteration", "1")
+
+
+def test_operations_are_calls_times_what_a_call_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = json.loads(_plan(capsys, "flux1-dev-mixgrpo", "--json"))
+    model, calls = plan["model"], plan["calls_per_sample"]["shared"]
+    operations = plan["operations_per_iteration"]["shared"]
+    samples = 32 * 12
+    assert model["parameters"] == model["trained_parameters"] == 11_901_408_320
+    assert operations["sampling"] == pytest.approx(samples * calls["sampling"] * model["forward_operations"])
+    both = model["forward_operations"] + model["backward_operations"]
+    assert operations["update"] == pytest.approx(samples * calls["update"] * both)
+    assert operations["decode"] == pytest.approx(samples * model["decoding_operations"])
+    assert operations["of_dancegrpo"] < plan["operations_per_iteration"]["unshared"]["of_dancegrpo"] < 1.0
+
+
+def test_gpus_are_what_is_assumed_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ("--gpu-tflops", "100", "--utilisation", "0.5", "--gpu-memory", "40")
+    plan = json.loads(_plan(capsys, "flux1-dev-mixgrpo", *args, "--json"))
+    total = plan["operations_per_iteration"]["shared"]["total"]
+    shares = {(share["gpus"], share["rank"]): share for share in plan["gpus"]}
+    assert set(shares) == {(gpus, rank) for gpus in (1, 8, 32) for rank in (0, 32)}
+    assert shares[1, 0]["seconds"] == pytest.approx(total / 50e12)
+    assert shares[32, 0]["seconds"] == pytest.approx(total / 32 / 50e12)
+    assert shares[8, 0]["hours"] == pytest.approx(300 * shares[8, 0]["seconds"] / 3600)
+    assert shares[1, 0]["gib"] > 200 > 40 > shares[1, 32]["gib"]
+    printed = _plan(capsys, "flux1-dev-mixgrpo", *args)
+    assert "100 TFLOP/s" in printed
+    assert "40 GiB" in printed
+    assert "barely" in printed
+
+
+def test_more_gpus_than_prompts_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "leave 16 of 32 GPUs" in _plan(capsys, "flux1-dev-mixgrpo", "--prompts-per-iteration", "16")
+
+
+def test_the_bundled_model_gets_gpus_only_if_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "GPUs" not in _plan(capsys, "flux-nano")
+    assert "GPUs" in _plan(capsys, "flux-nano", "--gpu-memory", "8")
+
+
+def test_a_hub_model_whose_size_is_not_known_still_has_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = " ".join(_plan(capsys, "flux1-dev-mixgrpo", "--model.path", "somebody/a-model").split())
+    assert "How large somebody/a-model is is not known before it is downloaded" in printed
+    assert "PFLOP" not in printed
+    assert "31.54 0.47" in printed
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--utilisation", "1.5"), "not a number above 0 and at most 1"),
+        (("--gpu-tflops", "0"), "not a number above 0"),
+        (("--model.path", "./nowhere"), "neither a bundled model"),
+    ],
+)
+def test_what_cannot_be_reckoned_with_is_refused(
+    args: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "flux1-dev", *args]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_with_a_config_that_lacks_something_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(bundled_folder("flux-nano"), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    transformer = folder / "transformer" / "config.json"
+    transformer.write_text('{"in_channels": 32}', encoding="utf-8")
+    assert main(["plan", "flux-nano", "--model.path", str(folder)]) == 2
+    assert "lacks 'num_attention_heads'" in " ".join(capsys.readouterr().err.split())
+    transformer.write_text("{", encoding="utf-8")
+    assert main(["plan", "flux-nano", "--model.path", str(folder)]) == 2
+    assert "is not JSON" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_calibration_predicts_seconds(
+    make_config: Callable[..., Config],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "settings.json"
+    dump_resolved(make_config(rewards=[{"name": "brightness"}]), file)
+    printed = _plan(capsys, str(file), "--calibrate", "0.1")
+    assert "s per iteration" in printed
+    plan = json.loads(_plan(capsys, str(file), "--calibrate", "0.1", "--json"))
+    assert plan["seconds_per_iteration"]["total"] > 0.0
+    assert set(plan["speeds"]) == {"forward", "update", "decode", "score", "encode", "step"}
 
 
 def test_different_noise_shares_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ("--rollout.shared-noise", "false", "--rollout.share-trunk", "false", "--json")
+    args = ("--rollout.noise-spread", "1", "--json")
     assert "shared" not in json.loads(_plan(capsys, "flux-nano", *args))["calls_per_sample"]
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import mixgrpo
 from mixgrpo.config.fields import UNION_TAG, item_section, section_of, variants
-from mixgrpo.config.schema import Config, ModelConfig, Section
+from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import ModelConfig, Section
 
 ROOT = Path(mixgrpo.__file__).parent
 

@@ -1,14 +1,14 @@
 """Files and flags become one config, or one clear message."""
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mixgrpo.config.load import dump_resolved, load_config, preset_names, preset_text
-from mixgrpo.config.schema import FrozenWindowConfig, RandomWindowConfig, SlidingWindowConfig
+from mixgrpo.config.load import dump_resolved, load_config, preset_text
+from mixgrpo.config.presets import preset_names, read_preset
+from mixgrpo.config.sections import FrozenWindowConfig, RandomWindowConfig, SlidingWindowConfig
 from mixgrpo.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def _write(folder: Path, text: str, name: str = "mine.toml") -> Path:
 
 
 def _preset() -> dict[str, Any]:
-    return tomllib.loads(preset_text("flux-nano"))
+    return read_preset("flux-nano")
 
 
 def _message(source: str | Path, *args: str) -> str:
@@ -41,8 +41,9 @@ def test_resolved_file_spells_out_the_defaults(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "resolved.json").read_text())["guard"]["max_failed_rewards"] == 0.5
 
 
-def test_a_file_is_read_like_a_preset(tmp_path: Path) -> None:
-    assert load_config(_write(tmp_path, preset_text("flux-nano"))) == load_config("flux-nano")
+@pytest.mark.parametrize("name", preset_names())
+def test_a_printed_preset_is_read_like_the_preset(name: str, tmp_path: Path) -> None:
+    assert load_config(_write(tmp_path, preset_text(name))) == load_config(name)
 
 
 def test_flags_change_what_the_file_says_and_nothing_else() -> None:
@@ -132,8 +133,9 @@ def test_flags_can_complete_a_file(tmp_path: Path) -> None:
         ),
         (["--rewards.0.weight", "0", "--rewards.1.weight", "0"], ["every weight is 0"]),
         (["--rewards.1.name", "ocr"], ["'ocr' is used twice"]),
+        (["--rewards.1.evaluation-only", "true"], ["'colors' is evaluation_only", "its weight is 0.5", "weight to 0"]),
         (["--eval.best", "beauty"], ["eval.best is 'beauty'", "ocr"]),
-        (["--rollout.shared-noise", "false"], ["rollout.share_trunk needs rollout.shared_noise"]),
+        (["--rollout.kernel", "ode"], ["rollout.noise_spread must be above 0"]),
         (["--rollout.kernel", "cps", "--rollout.eta", "1.5"], ["rollout.eta is 1.5", "at most 1"]),
         (["--rollout.tail_variant", "corrected"], ["rollout.tail_order is 1", "set rollout.tail_order = 3"]),
     ],

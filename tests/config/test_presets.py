@@ -8,33 +8,108 @@ import pytest
 
 from mixgrpo.config.fields import known_settings
 from mixgrpo.config.flags import flags_of
-from mixgrpo.config.load import load_config, preset_names, preset_text
-from mixgrpo.config.schema import AllStepsConfig, FrozenWindowConfig, SlidingWindowConfig
+from mixgrpo.config.load import load_config, preset_text
+from mixgrpo.config.presets import (
+    find_preset,
+    methods,
+    model_names,
+    overlaid,
+    preset_names,
+    preset_settings,
+    read_method,
+    read_preset,
+)
+from mixgrpo.config.sections import AllStepsConfig, FrozenWindowConfig, SlidingWindowConfig
+from mixgrpo.errors import ConfigError
+from mixgrpo.rl.window import trained_steps
 from mixgrpo.train.settings import cost_of, dancegrpo_cost, make_plan, make_window, mean_cost
 
 NAMES = preset_names()
 
 
-def test_the_presets_are_those_we_promise() -> None:
-    assert set(NAMES) == {
-        "flux-nano",
-        "flux-nano-flash",
-        "flux-nano-flash-star",
-        "flux-nano-dancegrpo",
-        "flux1-dev-mixgrpo",
-        "flux1-dev-mixgrpo-flash",
-        "flux1-dev-mixgrpo-flash-star",
-        "flux1-dev-dancegrpo",
-    }
+def test_a_preset_is_a_model_and_a_method_and_mixgrpo_goes_without_saying() -> None:
+    pairs = {f"{model}-{method}" for model in model_names() for method in methods()}
+    assert set(NAMES) == pairs | set(model_names())
+    assert len(set(NAMES)) == len(NAMES), "two presets have one name"
+    assert next(iter(methods())) == "mixgrpo"
+    for model in model_names():
+        short, full = load_config(model), load_config(f"{model}-mixgrpo")
+        assert (short.name, full.name) == (model, f"{model}-mixgrpo")
+        assert short.model_copy(update={"name": full.name}) == full
+
+
+@pytest.mark.parametrize("model", model_names())
+def test_model_spells_out_every_setting(model: str) -> None:
+    raw = preset_settings(model, "mixgrpo")
+    assert [flag.name for flag in flags_of(raw) if not _says(raw, flag.path)] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_preset_spells_out_every_setting(name: str) -> None:
-    raw = tomllib.loads(preset_text(name))
-    unsaid = [flag.name for flag in flags_of(raw) if not _says(raw, flag.path)]
-    assert unsaid == []
+def test_printed_preset_spells_out_and_explains_every_setting(name: str) -> None:
+    text = preset_text(name)
+    raw, flags = tomllib.loads(text), [flag for flag in flags_of(read_preset(name)) if flag.path[-2:-1] != ("options",)]
+    assert [flag.name for flag in flags if not _says(raw, flag.path)] == []
+    told = " ".join(text.replace("\n#", "").split())
+    assert [flag.name for flag in flags if " ".join((flag.field.description or "").split()) not in told] == []
+    method = methods()[find_preset(name).method]
+    assert f"# {method.title} ({method.source}): {method.summary}." in text.replace("\n# ", " ")[:400]
     assert raw["name"] == name
-    assert raw["description"]
+    assert raw["description"].startswith(method.title)
+
+
+def test_a_method_changes_what_it_says_and_nothing_else() -> None:
+    base, flash = preset_settings("flux1-dev", "mixgrpo"), preset_settings("flux1-dev", "mixgrpo-flash")
+    assert {key for key in base if base[key] != flash[key]} == {"name", "description", "rollout", "window"}
+    assert flash["rollout"] == base["rollout"] | {"tail_ratio": 0.4, "tail_order": 2}
+    assert flash["window"] == base["window"] | {"interval": 20}, "of one model only"
+    assert preset_settings("flux-nano", "mixgrpo-flash")["window"] == preset_settings("flux-nano", "mixgrpo")["window"]
+
+
+def test_settings_are_laid_over_each_other() -> None:
+    below = {"a": 1, "t": {"x": 1, "y": {"z": 1}}, "w": {"type": "sliding", "size": 2}, "r": [{"n": 1}, {"n": 2}]}
+    assert overlaid(below, {"t": {"y": {"u": 2}}}) == below | {"t": {"x": 1, "y": {"z": 1, "u": 2}}}
+    assert overlaid(below, {"w": {"size": 3}})["w"] == {"type": "sliding", "size": 3}
+    assert overlaid(below, {"w": {"type": "sliding", "size": 3}})["w"] == {"type": "sliding", "size": 3}
+    assert overlaid(below, {"w": {"type": "frozen", "start": 0}})["w"] == {"type": "frozen", "start": 0}
+    assert overlaid(below, {"r": [{"m": 1}]})["r"] == [{"m": 1}]
+    assert below["t"] == {"x": 1, "y": {"z": 1}}, "what is below stays as it is"
+
+
+WORDS = 'title = "T"\nsummary = "s"\nsource = "p"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ('title = "T"\nsummary = "s"\n', ["says no source"]),
+        (
+            WORDS + "[flux-nan.optim]\nlr = 1.0\n",
+            ["unknown key 'flux-nan'", "mean flux-nano?", "all, flux-nano, flux1-dev"],
+        ),
+        (WORDS + "[optim]\nlr = 1.0\n", ["unknown key 'optim'"]),
+        (WORDS + "all = 3\n", ["has all = 3", "a table"]),
+    ],
+)
+def test_a_wrong_method_file_is_told(text: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_method(text, "mine")
+    assert [part for part in ["the method mine", *parts] if part not in str(caught.value)] == [], caught.value
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("flux-nan", "flux-nano"),
+        ("flux-nano-flash", "flux-nano-mixgrpo-flash"),
+        ("flux-nano-dance", "flux-nano-dancegrpo"),
+        ("flux1-dev-mixgrpo-flsh-star", "flux1-dev-mixgrpo-flash-star"),
+        ("mixgrpo-flash", "flux-nano-mixgrpo-flash"),
+    ],
+)
+def test_a_wrong_name_is_told_with_the_right_one(given: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_preset(given)
+    assert meant in str(caught.value).partition("did you mean ")[2].partition("?")[0].split(" or ")
 
 
 def _says(raw: Any, path: tuple[str, ...]) -> bool:
@@ -55,18 +130,27 @@ def test_preset_can_be_planned(name: str) -> None:
     for iteration in range(config.iterations):
         plan = make_plan(config, window.at(iteration))
         assert plan.sigmas[-1] == 0.0
-        assert 0 <= plan.window.start < plan.window.stop <= config.rollout.num_steps - 1
+        if config.rollout.kernel == "ode":
+            assert not plan.window
+        else:
+            assert 0 <= plan.window.start < plan.window.stop <= config.rollout.num_steps - 1
+        trained = trained_steps(window, iteration)
+        assert trained
+        assert set(trained) <= set(range(config.rollout.num_steps - 1))
     assert mean_cost(config, shared=True).forwards <= mean_cost(config, shared=False).forwards
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("flux1-dev")])
+PAPER = ("mixgrpo", "mixgrpo-flash", "mixgrpo-flash-star", "mixgrpo-cps", "dancegrpo", "dancegrpo-random")
+
+
+@pytest.mark.parametrize("name", [f"flux1-dev-{method}" for method in PAPER])
 def test_full_size_presets_have_the_settings_of_the_papers(name: str) -> None:
     config = load_config(name)
     rollout, loss, optim = config.rollout, config.loss, config.optim
     assert (config.model.path, config.model.height, config.model.width) == ("black-forest-labs/FLUX.1-dev", 720, 720)
     assert (config.model.guidance_scale, config.model.dtype, config.model.autocast) == (3.5, "bfloat16", "bfloat16")
-    assert (rollout.num_steps, rollout.shift, rollout.group_size, rollout.shared_noise) == (25, 3.0, 12, True)
-    assert (loss.clip_range, loss.advantage_clip, loss.updates_per_iteration) == (1e-4, 5.0, 4)
+    assert (rollout.num_steps, rollout.shift, rollout.group_size, rollout.noise_spread) == (25, 3.0, 12, 0.0)
+    assert (loss.clip_range, config.advantages.clip, loss.updates_per_iteration) == (1e-4, 5.0, 4)
     assert (optim.lr, optim.weight_decay, optim.max_grad_norm) == (1e-5, 1e-4, 1.0)
     assert (config.iterations, config.prompts_per_iteration, config.eval.num_steps) == (300, 32, 50)
     assert "not part of this version" in preset_text(name)
@@ -96,6 +180,19 @@ def test_costs_are_those_of_the_papers_tables() -> None:
     assert flash.sampling == pytest.approx(16.6, abs=0.1)
     star = mean_cost(load_config("flux1-dev-mixgrpo-flash-star"), shared=False)
     assert (star.sampling, star.update) == (8.0, 4.0)
+    for few in ("random", "frozen"):
+        variant = mean_cost(load_config(f"flux1-dev-dancegrpo-{few}"), shared=False)
+        assert (variant.sampling, variant.update) == (25.0, 4.0)
+    neighbor = mean_cost(load_config("flux1-dev-neighbor-grpo"), shared=True)
+    assert (neighbor.sampling, neighbor.update) == (8.0, pytest.approx(4 / 3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_preset_counts_the_calls_of_its_loss(name: str) -> None:
+    config = load_config(name)
+    cost = mean_cost(config, shared=True)
+    assert (cost.reference > 0) == (config.loss.kl_weight > 0)
+    assert cost.forwards == pytest.approx(cost.sampling + cost.old + cost.reference + 3 * cost.update)
 
 
 def test_bundled_prompts_of_full_size_presets_are_distinct() -> None:

@@ -16,7 +16,7 @@ SMALL = [
 ]
 METHODS = {
     "flux-nano": ["--window.interval", "2"],
-    "flux-nano-flash-star": ["--lora.rank", "8", "--optim.lr", "3e-3"],
+    "flux-nano-mixgrpo-flash-star": ["--lora.rank", "8", "--optim.lr", "3e-3"],
 }
 
 

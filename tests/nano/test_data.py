@@ -9,8 +9,8 @@ from mixgrpo.nano import render
 from mixgrpo.nano.data import CaptionNoise, draw_pictures, make_caption, make_pictures, make_rng
 from mixgrpo.nano.render import FACES, HEIGHT, LETTERS, WIDTH, Look, draw, draw_mask
 from mixgrpo.rewards.colors import asked_colors
-from mixgrpo.rewards.ocr import asked_word
 from mixgrpo.rewards.palette import PALETTE
+from mixgrpo.rewards.spelling import asked_word
 
 needs_fonts = pytest.mark.skipif(
     any(not render.is_installed(face) for face in FACES), reason="the extra 'nano' (typefaces) is not installed"

@@ -11,8 +11,8 @@ from mixgrpo.nano.prompts import heldout_prompts, train_prompts, write_prompt_fi
 from mixgrpo.nano.render import LETTERS
 from mixgrpo.nano.words import MAX_LETTERS, MIN_LETTERS, reserved_words, split_of, words
 from mixgrpo.rewards.colors import asked_colors
-from mixgrpo.rewards.ocr import asked_word
 from mixgrpo.rewards.palette import PALETTE, is_legible, legible_pairs
+from mixgrpo.rewards.spelling import asked_word
 
 
 def test_splits_are_disjoint_and_follow_the_rule():

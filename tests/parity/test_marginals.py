@@ -144,7 +144,7 @@ def test_samples_of_a_rollout_have_the_variance_of_the_recursion(start: int, ker
         kernel=STEPS[kernel],
         prompts=[0],
         group_size=2,
-        shared_noise=shared_noise,
+        noise_spread=0.0 if shared_noise else 1.0,
         micro_batch=2,
     )
     kernels = [kernel if step in window else "ode" for step in range(25)]

@@ -72,7 +72,7 @@ def draw(
         kernel=KERNELS[kernel],
         prompts=prompts,
         group_size=group_size,
-        shared_noise=shared_noise,
+        noise_spread=0.0 if shared_noise else 1.0,
         share_trunk=share_trunk,
         micro_batch=micro_batch,
     )

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixgrpo.config.schema import Config
 from mixgrpo.flow.noise import Noise
@@ -16,10 +16,13 @@ from mixgrpo.flow.steps import cps_kernel, flow_sde_kernel
 from mixgrpo.models import Conditioning
 from mixgrpo.rewards.scorer import ScoreTable
 from mixgrpo.train.clock import Clock, StopRequest
-from mixgrpo.train.step import Experience, Updater, UpdateReport, split_shares
+from mixgrpo.train.objective import make_objective
+from mixgrpo.train.pieces import split_shares
+from mixgrpo.train.step import Experience
+from mixgrpo.train.update import Updater, UpdateReport
 from parity import reference
+from parity.toy import LATENT, Network, ToyPolicy
 
-LATENT = (3, 2)
 NUM_PROMPTS, GROUP, NUM_STEPS = 2, 4, 6
 ETA = 0.6
 KERNELS: dict[str, Kernel] = {
@@ -27,42 +30,6 @@ KERNELS: dict[str, Kernel] = {
     "cps": partial(cps_kernel, eta=ETA),
 }
 CLIP_RANGE, LEARNING_RATE, MAX_GRAD_NORM = 0.001, 0.5, 0.06
-
-
-class Network(nn.Module):
-    """A small velocity network in float64 that sees the prompt through a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.first = nn.Parameter(torch.randn(6, 6, generator=generator, dtype=torch.float64) * 0.6)
-        self.second = nn.Parameter(torch.randn(6, 6, generator=generator, dtype=torch.float64) * 0.6)
-
-    def forward(self, x: Tensor, sigma: float, bias: Tensor) -> Tensor:
-        hidden = torch.tanh(x.double().flatten(1) @ self.first + sigma * bias)
-        return (hidden @ self.second + bias).reshape(x.shape)
-
-
-class ToyPolicy:
-    """A policy in full training: the network, and a frozen copy of where it started."""
-
-    def __init__(self) -> None:
-        self.network, self.start = Network(), Network()
-        with torch.no_grad():
-            self.start.second.mul_(0.7)  # an update's divergence to the starting model has a gradient from the first
-        self.trained = dict(self.network.named_parameters())
-        self.rows_with_gradient = 0
-
-    def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        self.rows_with_gradient += len(x) * torch.is_grad_enabled()
-        return self.network(x, sigma, conditioning.tensors["bias"])
-
-    @torch.no_grad()
-    def reference_velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        return self.start(x, sigma, conditioning.tensors["bias"])
-
-    def update_average(self) -> None:
-        pass
 
 
 def config(**loss: Any) -> Config:
@@ -76,7 +43,7 @@ def config(**loss: Any) -> Config:
             "rollout": {"num_steps": NUM_STEPS, "group_size": GROUP, "micro_batch": 8},
             "window": {"type": "frozen", "size": 3, "start": 1},
             "rewards": [{"name": "brightness"}],
-            "loss": {"clip_range": CLIP_RANGE, **loss},
+            "loss": {"type": "grpo", "clip_range": CLIP_RANGE, **loss},
             "optim": {"lr": LEARNING_RATE, "max_grad_norm": MAX_GRAD_NORM},
             "eval": {"num_steps": NUM_STEPS},
         }
@@ -112,7 +79,7 @@ def update(experience: Experience, kernel: str, weights: Tensor, **loss: Any) ->
     policy = ToyPolicy()
     settings = config(**loss)
     optimizer = torch.optim.SGD(policy.trained.values(), lr=LEARNING_RATE)
-    updater = Updater(cast("Any", policy), optimizer, settings, KERNELS[kernel], Clock())
+    updater = Updater(cast("Any", policy), optimizer, settings, make_objective(settings, KERNELS[kernel]), Clock())
     report = updater.update(experience, weights, first_update=0, stop=StopRequest(), progress=lambda done, total: None)
     return policy, report
 
@@ -188,8 +155,7 @@ def test_updates_equal_those_computed_one_sample_at_a_time(
     policy, report = update(seen, kernel, advantages(), **loss)
 
     shares = [
-        [(int(p), int(g)) for p in prompts for g in samples]
-        for prompts, samples in split_shares(advantages(), config(**loss).loss)
+        [(p, g) for p, g in share.nonzero().tolist()] for share in split_shares(advantages(), config(**loss).loss)
     ]
     assert sorted(chain.from_iterable(shares)) == [(p, g) for p in range(NUM_PROMPTS) for g in range(GROUP)]
     network, ratios = update_by_hand(seen, kernel, advantages(), shares, kl_weight=kl_weight)
@@ -212,9 +178,9 @@ def test_sharing_the_first_step_changes_the_number_of_calls_and_not_the_weights(
     assert_same_weights(shared[0].network, full[0].network, 1e-6)
     samples = NUM_PROMPTS * GROUP
     for (policy, report), is_shared in ((shared, True), (full, False)):
-        assert report.calls == pytest.approx(plan.update_nfe(GROUP // 2, is_shared) * samples, rel=1e-12)
-        assert policy.rows_with_gradient == report.calls
-    assert shared[1].calls < full[1].calls
+        assert report.calls.update == pytest.approx(plan.update_nfe(GROUP // 2, is_shared) * samples, rel=1e-12)
+        assert policy.calls["update"] == report.calls.update
+    assert shared[1].calls.update < full[1].calls.update
 
 
 @pytest.mark.parametrize("share_trunk", [True, False])
@@ -254,7 +220,7 @@ def test_update_trains_only_the_steps_it_was_given() -> None:
     network, _ = update_by_hand(seen, "flow_sde", advantages(), everyone)
     assert_same_weights(policy.network, network, 1e-7)
     assert sorted(report.steps) == list(trained)
-    assert report.calls == plan.update_nfe(GROUP, True, trained) * NUM_PROMPTS * GROUP
+    assert report.calls.update == plan.update_nfe(GROUP, True, trained) * NUM_PROMPTS * GROUP
 
 
 def test_samples_with_advantage_zero_move_nothing() -> None:

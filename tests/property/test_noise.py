@@ -114,3 +114,45 @@ def test_noise_is_float32_on_the_cpu_whatever_the_defaults_are(dtype: torch.dtyp
 def test_noise_has_the_shape_of_one_latent() -> None:
     noise = Noise(seed=1, iteration=2, latent_shape=(5, 1, 3))
     assert noise.initial(0, None).shape == noise.initial(0, 1).shape == noise.step(0, 1, 2).shape == (5, 1, 3)
+
+
+def test_starting_noise_of_a_group_has_unit_variance_and_the_stated_correlation() -> None:
+    """Members of a group correlate with 1 - spread^2; groups do not correlate at all."""
+    noise = Noise(seed=0, iteration=0, latent_shape=(40_000,))
+    for spread in (0.1, 0.3, 0.8):
+        z = torch.stack([noise.start(prompt, sample, spread) for prompt in (0, 1) for sample in (0, 1, 2)]).double()
+        assert z.mean(1).abs().max() < 0.025
+        assert (z.var(1) - 1).abs().max() < 0.04
+        expected = torch.block_diag(*[torch.full((3, 3), 1.0 - spread**2)] * 2).double().fill_diagonal_(1.0)
+        torch.testing.assert_close(torch.corrcoef(z), expected, rtol=0, atol=0.025)
+        for one in z:
+            assert stats.kstest(one.numpy(), "norm").pvalue > 0.001
+
+
+@given(counts, counts, st.floats(0.0, 1.0))
+def test_starting_noise_is_that_of_the_group_and_the_samples_own(prompt: int, sample: int, spread: float) -> None:
+    noise = Noise(seed=1, iteration=2, latent_shape=(3, 2))
+    group, own = noise.initial(prompt, None).double(), noise.initial(prompt, sample).double()
+    result = noise.start(prompt, sample, spread)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), (1 - spread**2) ** 0.5 * group + spread * own, rtol=1e-6, atol=1e-6)
+
+
+def test_without_spread_a_group_starts_from_one_noise_and_with_all_of_it_from_independent_ones() -> None:
+    noise = Noise(seed=1, iteration=2, latent_shape=(5,))
+    for sample in range(3):
+        assert torch.equal(noise.start(4, sample, 0.0), noise.initial(4, None))
+        assert torch.equal(noise.start(4, sample, 1.0), noise.initial(4, sample))
+
+
+def test_noise_of_the_forward_process_is_its_own_for_every_sample_and_step() -> None:
+    """And none of it was used to draw the sample that it is added to."""
+    noise = Noise(seed=3, iteration=1, latent_shape=(2,))
+    drawn = [noise.forward(p, s, step) for p in range(3) for s in range(3) for step in range(5)]
+    drawn += [noise.step(p, s, step) for p in range(3) for s in range(3) for step in range(5)]
+    drawn += [noise.initial(p, s) for p in range(3) for s in (None, 0, 1, 2)]
+    drawn += [Noise(3, 2, (2,)).forward(0, 0, 0), Noise(4, 1, (2,)).forward(0, 0, 0)]
+    assert len({tuple(z.tolist()) for z in drawn}) == len(drawn)
+    assert torch.equal(noise.forward(1, 2, 3), Noise(3, 1, (2,)).forward(1, 2, 3))
+    z = Noise(0, 0, (50_000,)).forward(2, 1, 4)
+    assert stats.kstest(z.numpy(), "norm").pvalue > 0.001

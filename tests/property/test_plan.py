@@ -154,7 +154,72 @@ def test_window_that_leaves_the_trajectory_is_refused(window: range) -> None:
         plan_trajectory(num_steps=10, shift=3.0, window=window)
 
 
+def compressed_by_hand(num_steps: int, shift: float, first: int, last: int, count: int) -> list[float]:
+    """`count` steps from grid point `first` to `last`, even in time, shifted."""
+    u = np.linspace(1.0 - first / num_steps, 1.0 - last / num_steps, count + 1)
+    return list(shift * u / (1.0 + (shift - 1.0) * u))
+
+
+@given(layouts(), shifts, ratios, ratios, st.sampled_from([1, 2, 3]))
+def test_compressed_head_moves_the_window_and_leaves_its_sigmas(
+    layout: tuple[int, range], shift: float, head_ratio: float, tail_ratio: float, order: int
+) -> None:
+    num_steps, window = layout
+    plan = plan_trajectory(
+        num_steps=num_steps,
+        shift=shift,
+        window=window,
+        head_ratio=head_ratio,
+        tail_ratio=tail_ratio,
+        tail_order=order,
+    )
+    full, start = shifted_sigmas(num_steps, shift), window.start if window else 0
+    assert (plan.sigmas[0], plan.sigmas[-1]) == (1.0, 0.0)
+    assert all(before > after for before, after in pairwise(plan.sigmas))
+    head = plan.window.start
+    assert plan.offset == start - head >= 0
+    assert len(plan.window) == len(window)
+    assert plan.sigmas[head : plan.window.stop + 1] == full[start : start + len(window) + 1]
+    assert head == 0 if start == 0 else head == 1 or abs(head - start * head_ratio) <= 0.5 + 1e-9
+    np.testing.assert_allclose(
+        plan.sigmas[: head + 1], compressed_by_hand(num_steps, shift, 0, start, head), rtol=0, atol=1e-12
+    )
+    uncompressed = plan_trajectory(
+        num_steps=num_steps, shift=shift, window=window, tail_ratio=tail_ratio, tail_order=order
+    )
+    assert plan.sigmas[head:] == uncompressed.sigmas[start:]
+    assert plan.tail_order == order
+    assert (plan.head_order, uncompressed.head_order) == (order if head_ratio < 1.0 else 1, 1)
+
+
+@given(layouts(), ratios, ratios, group_sizes)
+def test_calls_of_a_compressed_head_are_counted_as_they_are_taken(
+    layout: tuple[int, range], head_ratio: float, tail_ratio: float, group_size: int
+) -> None:
+    num_steps, window = layout
+    plan = plan_trajectory(num_steps=num_steps, shift=3.0, window=window, head_ratio=head_ratio, tail_ratio=tail_ratio)
+    of_a_group = sum(1 if not window or step <= plan.window.start else group_size for step in range(plan.num_steps))
+    assert plan.nfe(group_size, True) * group_size == pytest.approx(of_a_group)
+    assert plan.nfe(group_size, False) == plan.num_steps
+    every = sum(1 if step == plan.window.start else group_size for step in plan.window)
+    assert plan.update_nfe(group_size, True) * group_size == pytest.approx(every)
+
+
+def test_dual_compression_of_the_papers_schedule_is_known() -> None:
+    """T = 25, window 10 to 13, ratio 0.4: 4 steps before it and 4 after it."""
+    plan = plan_trajectory(num_steps=25, shift=3.0, window=range(10, 14), head_ratio=0.4, tail_ratio=0.4, tail_order=2)
+    assert (plan.window, plan.offset, plan.num_steps) == (range(4, 8), 6, 12)
+    assert (plan.head_order, plan.tail_order) == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["tail_ratio", "head_ratio"])
 @pytest.mark.parametrize("ratio", [0.0, -0.2, 1.2, float("nan")])
-def test_tail_ratio_outside_its_range_is_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match="tail_ratio"):
-        plan_trajectory(num_steps=10, shift=3.0, window=range(2), tail_ratio=ratio)
+def test_ratio_outside_its_range_is_refused(name: str, ratio: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        plan_trajectory(num_steps=10, shift=3.0, window=range(1, 3), **{name: ratio})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("order", [0, 4])
+def test_a_solver_of_another_order_is_refused(order: int) -> None:
+    with pytest.raises(ValueError, match="tail_order"):
+        plan_trajectory(num_steps=10, shift=3.0, window=range(2), tail_order=order)

@@ -2,7 +2,7 @@
 
 import math
 from itertools import count, groupby, pairwise, takewhile
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import assume, given
@@ -15,6 +15,7 @@ from mixgrpo.rl.window import (
     RandomWindow,
     SlidingWindow,
     Window,
+    trained_steps,
 )
 
 AfterLast = Literal["restart", "stay"]
@@ -205,6 +206,56 @@ def test_random_windows_of_different_seeds_and_iterations_differ() -> None:
     places = [[RandomWindow(num_steps=25, size=4, seed=s).at(i).start for i in range(50)] for s in range(4)]
     assert len({tuple(row) for row in places}) == 4
     assert all(len(set(row)) > 10 for row in places)
+
+
+@given(sizes(), st.floats(0.01, 1.0), st.integers(0, 2**32))
+def test_random_window_stays_within_its_reach(fit: tuple[int, int], reach: float, seed: int) -> None:
+    num_steps, size = fit
+    window = RandomWindow(num_steps=num_steps, size=size, seed=seed, reach=reach)
+    places = num_steps - size
+    last = max(1, round(reach * places)) - 1
+    visited = {window.at(iteration).start for iteration in range(40)}
+    assert min(visited) >= 0
+    assert max(visited) <= last
+    assert all(len(window.at(iteration)) == size for iteration in range(40))
+
+
+def test_random_window_of_half_the_reach_visits_the_noisier_half_evenly() -> None:
+    window = RandomWindow(num_steps=11, size=1, seed=0, reach=0.5)
+    starts = [window.at(iteration).start for iteration in range(1000)]
+    assert {starts.count(start) > 150 for start in range(5)} == {True}
+    assert max(starts) == 4
+
+
+@given(st.integers(2, 40), st.integers(0, 2**32), iterations, st.data())
+def test_number_of_trained_steps_can_be_told(num_steps: int, seed: int, iteration: int, data: st.DataObject) -> None:
+    number = data.draw(st.integers(1, num_steps - 1))
+    drawn = AllSteps(num_steps=num_steps, num_trained=number, seed=seed, trained_fraction=0.3).trained(iteration)
+    assert len(set(drawn)) == len(drawn) == number
+    assert list(drawn) == sorted(drawn)
+    assert set(drawn) <= set(range(num_steps - 1))
+    first = AllSteps(num_steps=num_steps, num_trained=number, seed=seed, choice="first").trained(iteration)
+    assert first == tuple(range(number))
+
+
+def test_first_steps_are_trained_by_fraction_as_well() -> None:
+    window = AllSteps(num_steps=25, trained_fraction=0.6, choice="first")
+    assert trained_steps(window, 7) == tuple(range(14))
+    assert window.at(7) == range(24)
+    assert trained_steps(SlidingWindow(num_steps=9, size=3, interval=2), 4) == (2, 3, 4)
+
+
+@pytest.mark.parametrize("settings", [{"num_trained": 9}, {"num_trained": -1}, {"trained_fraction": 0.0}])
+def test_trained_steps_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        AllSteps(num_steps=9, **settings)
+    assert AllSteps(num_steps=9, num_trained=8).trained(0) == tuple(range(8))
+
+
+@pytest.mark.parametrize("reach", [0.0, -0.5, 1.5, math.nan])
+def test_reach_must_be_a_share(reach: float) -> None:
+    with pytest.raises(ValueError, match="reach"):
+        RandomWindow(num_steps=9, size=2, seed=0, reach=reach)
 
 
 @given(st.integers(2, 60), st.floats(0.01, 1.0), st.integers(0, 2**32), iterations)

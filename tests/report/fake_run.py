@@ -33,6 +33,9 @@ class FakeRun:
     failures: bool = False
     collapse: bool = False
     constant_lr: bool = False
+    sampler_gap: float | None = None
+    judge: float | None = None
+    """What a reward that scores held-out pictures only gains until the end; None: there is none."""
     picture: tuple[int, int] = (96, 32)
     prompts_shown: list[str] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -67,7 +70,7 @@ class FakeRun:
                 "kernel": "flow_sde",
                 "eta": 0.7,
                 "group_size": self.group_size,
-                "shared_noise": True,
+                "noise_spread": 0.0,
                 "tail_ratio": 1.0,
             },
             "window": {
@@ -81,6 +84,7 @@ class FakeRun:
                 {"name": "ocr", "use": "", "weight": 1.0, "timeout": 60.0, "options": {}},
                 {"name": "colors", "use": "", "weight": 0.5, "timeout": 60.0, "options": {}},
                 {"name": "jpeg", "use": "", "weight": 0.0, "timeout": 60.0, "options": {"quality": 90}},
+                *([] if self.judge is None else [{"name": "tesseract", "weight": 0.0, "evaluation_only": True}]),
             ],
             "loss": {"clip_range": 1e-3, "updates_per_iteration": 1},
             "optim": {"lr": 1.5e-4, "max_grad_norm": 1.0, "ema_decay": 0.9},
@@ -112,6 +116,17 @@ class FakeRun:
                 time += 6.3
                 row = self.eval_row(iteration, time, rng)
                 row["best"] = row["rewards"]["ocr"] > best
+                if self.sampler_gap is not None:
+                    row["training_sampler"] = {
+                        "rewards": {"ocr": row["rewards"]["ocr"] - self.sampler_gap},
+                        "details": {},
+                        "standard_errors": {"ocr": 0.02},
+                    }
+                if self.judge is not None:
+                    row["rewards"]["tesseract"] = 0.6 + self.judge * iteration / self.iterations
+                    row["details"]["tesseract/exact"] = 0.3 + self.judge * iteration / self.iterations
+                    row["standard_errors"] |= {"tesseract": 0.02, "tesseract/exact": 0.03}
+                    row["failed"]["tesseract"] = 0
                 best = max(best, row["rewards"]["ocr"])
                 rows.append(row)
             if iteration < self.iterations:

@@ -3,6 +3,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mixgrpo.report.health import Level, Note, health_notes
 from mixgrpo.report.read import read_run
 from mixgrpo.report.summary import summarise
@@ -44,6 +46,36 @@ def test_a_training_reward_that_rises_while_a_held_out_one_falls_is_an_alarm(mak
     assert note.text.startswith("While ocr (0.5")
     assert "colors (0.960 → 0.840) fell on the held-out prompts" in note.text
     assert "jpeg" not in note.text
+
+
+@pytest.mark.parametrize(
+    ("gain", "title", "level", "part"),
+    [
+        (0.2, "The independent judge agrees", Level.GOOD, ", and so did tesseract (0.600 → 0.800), which no training"),
+        (
+            0.01,
+            "The independent judge sees no clear gain",
+            Level.NOTE,
+            "; tesseract (0.600 → 0.610), which no training",
+        ),
+        (-0.2, "The independent judge disagrees", Level.ALARM, ", but tesseract (0.600 → 0.400), which no training"),
+    ],
+)
+def test_what_an_independent_judge_says_of_the_gain_is_told(
+    make_run: MakeRun, gain: float, title: str, level: Level, part: str
+):
+    def make_last_the_best(row: dict[str, Any]) -> None:
+        row["rewards"]["ocr"] = 0.573 + 0.002 * row["iteration"]
+        row["best"] = True
+
+    run = make_run(judge=gain)
+    change_rows(run, "eval", make_last_the_best)
+    found = notes(run)
+    assert found[title].level is level
+    assert found[title].text.startswith("ocr (0.573 → 0.693) rose on the held-out prompts")
+    assert part in found[title].text
+    assert len([name for name in found if "independent judge" in name]) == 1
+    assert not [name for name in notes(make_run("without")) if "independent judge" in name]
 
 
 def test_held_out_and_training_that_part_after_the_best_are_an_alarm(make_run: MakeRun):

@@ -57,6 +57,19 @@ def test_headline_shows_the_held_out_figures_of_the_log_with_their_errors(make_r
     assert f"+{(after - before) * 100:.1f} ± {100 * math.hypot(0.0301, 0.0301):.1f} points" in shown["ocr exact match"]
 
 
+def test_a_reward_that_scores_held_out_pictures_only_is_shown_as_a_judge(make_run: MakeRun):
+    page = report(make_run(judge=0.2))
+    shown = cards(page)
+    assert list(shown) == ["ocr", "ocr exact match", "colors", "jpeg", "tesseract", "tesseract exact match"]
+    assert "independent judge: no training ever saw it" in shown["tesseract"]
+    assert "tesseract" not in page.all("p", "lede")[0].text
+    assert "training" in page.panel("ocr").text
+    for name in ("tesseract", "tesseract/exact"):
+        assert page.panel(name)
+        assert "training" not in page.panel(name).text
+    assert "tesseract" not in page.panel("Spread within groups").text
+
+
 def test_headline_says_what_was_trained_on_what_and_how_long(make_run: MakeRun):
     run = make_run()
     page = report(run)
@@ -307,7 +320,7 @@ def test_settings_are_all_there_with_the_versions(make_run: MakeRun):
     assert table["rewards.1.name"] == "colors"
     assert table["rewards.2.options.quality"] == "90"
     assert table["lora.target_modules"] == "[]"
-    assert table["rollout.shared_noise"] == "true"
+    assert table["rollout.noise_spread"] == "0.0"
     assert "mixgrpo 0.1.0, torch 2.13.0+cpu, python 3.11.7, machine Linux x86_64, 2 threads" in section.text
 
 
@@ -315,3 +328,13 @@ def test_report_starts_without_torch_and_numpy():
     code = "import sys, mixgrpo.report; print(sorted({'torch', 'numpy', 'diffusers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_gap_between_samplers_is_told_where_both_were_used(make_run: MakeRun):
+    section = report(make_run(iterations=4, eval_every=2, sampler_gap=0.125)).section("curves")
+    table = next(t for t in section.all("table", "figures") if "training sampler" in t.text)
+    rows = {row.all("th")[0].text: [cell.text for cell in row.all("td")] for row in table.all("tbody")[0].all("tr")}
+    assert list(rows) == ["ocr"], "only what was measured both ways"
+    assert rows["ocr"][2].startswith("+0.125")
+    assert "drawn as in training" in section.text
+    assert "training sampler" not in report(make_run("plain", iterations=4)).section("curves").text

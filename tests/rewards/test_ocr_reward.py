@@ -1,11 +1,8 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mixgrpo.errors import RewardError
 from mixgrpo.rewards import make_reward
-from mixgrpo.rewards.ocr import asked_word, edit_distance, read_words
+from mixgrpo.rewards.ocr import read_words
 
 WORDS = ["RIVER", "CAT", "MARKET", "GHOST", "QUICK", "SUN", "JELLY", "WOLF"]
 COLORS = [("red", "white"), ("white", "blue"), ("black", "yellow"), ("yellow", "purple")]
@@ -75,34 +72,6 @@ def test_a_picture_with_nan_pixels_gets_nan_not_zero(pictures):
     assert scores.details["exact"].isnan().tolist() == [False, True]
 
 
-def test_the_asked_word_is_the_first_text_in_double_quotes():
-    assert asked_word('the word "RIVER" in red, not "STONE"') == "RIVER"
-    assert asked_word("a sign that says \u201cOpen Late\u201d") == "Open Late"
-
-
-@pytest.mark.parametrize("text", ["a river", 'the word "" in red', 'the word "  " in red', "the word 'RIVER'"])
-def test_a_prompt_without_a_word_in_double_quotes_is_an_error_that_names_it(text):
-    with pytest.raises(RewardError, match="no word in double quotes in the prompt") as caught:
-        asked_word(text)
-    assert repr(text) in str(caught.value)
-
-
 def test_rapidocr_says_nothing(capfd, pictures):
     make_reward("ocr")(pictures[:1], [prompt("RIVER")])
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "distance"),
-    [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("abc", "abc", 0)],
-)
-def test_edit_distance_of_known_pairs(a, b, distance):
-    assert edit_distance(a, b) == distance
-
-
-@given(st.text("abc", max_size=6), st.text("abc", max_size=6), st.text("abc", max_size=6))
-def test_edit_distance_is_a_metric(a, b, c):
-    assert (edit_distance(a, b) == 0) == (a == b)
-    assert edit_distance(a, b) == edit_distance(b, a)
-    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
-    assert abs(len(a) - len(b)) <= edit_distance(a, b) <= max(len(a), len(b))

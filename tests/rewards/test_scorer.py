@@ -35,6 +35,23 @@ def test_scores_details_and_failures_of_all_rewards_come_together():
     assert table.failed == {"brightness": 0, "halves": 0}
 
 
+def test_only_the_rewards_that_are_named_are_asked():
+    calls = []
+
+    def noted(images, prompts):
+        calls.append(len(images))
+        return torch.zeros(len(images))
+
+    with scorer(noted=noted) as running:
+        table = running.submit(IMAGES, PROMPTS, rewards=["brightness"]).result()
+        assert (set(table.values), set(table.failures), calls) == ({"brightness"}, {"brightness"}, [])
+        assert set(running.submit(IMAGES, PROMPTS).result().values) == {"brightness", "noted"}
+        for names in (["brightness", "nobody"], []):
+            with pytest.raises(ValueError, match="asked for the rewards"):
+                running.submit(IMAGES, PROMPTS, rewards=names)
+    assert calls == [4]
+
+
 def test_batches_come_back_in_the_order_they_were_handed_over():
     with scorer() as running:
         pending = [running.submit(IMAGES[i : i + 1], PROMPTS[:1]) for i in (2, 0, 3, 1)]

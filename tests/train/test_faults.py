@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import CheckpointError, ConfigError, RewardError, TrainingError
+from mixgrpo.rewards import Scores
 from mixgrpo.train.guard import check_collapse, longest_streak
 from mixgrpo.train.loop import train
 
@@ -63,6 +64,38 @@ def test_nan_scores_are_counted_and_left_out(tmp_path: Path, make_config: Callab
     assert row["rewards"]["brightness"]["failed"] == 0
     assert 0.1 < row["rewards"]["faulty"]["mean"] < 0.9
     assert row["skipped_groups"] == 0
+
+
+class Judge:
+    """Remembers the prompts that it was asked about."""
+
+    name = "judge"
+    seen: ClassVar[list[str]] = []
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Scores:
+        self.seen.extend(prompts)
+        return Scores(images.mean((1, 2, 3)), {"exact": torch.ones(len(images))})
+
+
+def test_a_reward_for_evaluation_only_sees_no_picture_of_training(
+    tmp_path: Path, make_config: Callable[..., Config]
+) -> None:
+    judge = {"name": "judge", "use": f"{__name__}:Judge", "weight": 0.0, "evaluation_only": True}
+    plain, judged = [{"name": "brightness"}], [judge, {"name": "brightness"}]
+    Judge.seen.clear()
+    for name, rewards in (("plain", plain), ("judged", judged)):
+        train(make_config(iterations=2, rewards=rewards), tmp_path / name)
+    assert len(Judge.seen) == 2 * 4  # two evaluations of all held-out prompts
+    assert all(prompt.startswith("a held-out picture") for prompt in Judge.seen)
+    rows, plain_rows = _train_rows(tmp_path / "judged"), _train_rows(tmp_path / "plain")
+    assert [set(row["rewards"]) for row in rows] == [{"brightness"}] * 2
+    assert [row["details"] for row in rows] == [{}] * 2
+    assert [row["loss"] for row in rows] == [row["loss"] for row in plain_rows], "training is the same without it"
+    lines = (tmp_path / "judged" / "metrics.jsonl").read_text().splitlines()
+    evals = [row for row in map(json.loads, lines) if row["kind"] == "eval"]
+    assert [set(row["rewards"]) for row in evals] == [{"judge", "brightness"}] * 2
+    assert [row["details"] for row in evals] == [{"judge/exact": 1.0}] * 2
+    assert [set(row["failed"]) for row in evals] == [{"judge", "brightness"}] * 2
 
 
 @pytest.mark.parametrize("fault", ["nan", "hang"])

@@ -11,13 +11,18 @@ from diffusers import FluxPipeline
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import ConfigError
 from mixgrpo.flow.noise import Noise
+from mixgrpo.flow.plan import ode_plan
 from mixgrpo.models import FlowModel, bundled_folder, load_model
 from mixgrpo.train.export import export_run, load_run_model
-from mixgrpo.train.inference import draw_images
+from mixgrpo.train.inference import draw_batches
 from mixgrpo.train.loop import train
 
 PROMPTS = ['the word "CAT" in red on white', "something longer than the first"]
-OPTIONS = {"num_steps": 6, "shift": 3.0, "seed": 5, "batch": 2}
+OPTIONS = {"plan": ode_plan(6, 3.0), "seed": 5, "batch": 2}
+
+
+def draw_images(*arguments, **options) -> torch.Tensor:
+    return torch.cat([images for _, images in draw_batches(*arguments, **options)])
 
 
 def _pipeline_images(folder: Path, model: FlowModel, height: int, width: int, length: int) -> torch.Tensor:

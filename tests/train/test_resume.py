@@ -57,11 +57,42 @@ VARIANTS: dict[str, dict[str, dict[str, object]]] = {
         "loss": {"updates_per_iteration": 2},
         "optim": {"warmup": 2, "schedule": "cosine"},
     },
+    "nft-lagging": {
+        "rollout": {"kernel": "ode", "noise_spread": 1.0, "tail_order": 2},
+        "loss": {"type": "nft", "clip_range": None, "old_decay_rate": 0.2, "updates_per_iteration": 2},
+        "advantages": {"extremes": 1, "std": "batch"},
+        "lora": {"rank": 2},
+        "optim": {"lr": 1e-2, "ema_decay": 0.5},
+        "eval": {"training_sampler": True},
+    },
+    "neighbor": {
+        "rollout": {"kernel": "ode", "noise_spread": 0.3, "tail_order": 2},
+        "window": {"type": "all", "num_trained": 2, "size": None, "interval": None},
+        "loss": {"type": "neighbor", "anchors": 2, "kl_weight": 0.1},
+        "advantages": {"quasi_norm": 0.8},
+    },
+    "awm": {
+        "rollout": {"kernel": "ode", "noise_spread": 1.0},
+        "loss": {"type": "awm", "updates_per_iteration": 2, "update_split": "prompts"},
+    },
+    "flash-dual-extremes": {
+        "rollout": {"tail_ratio": 0.5, "tail_order": 2, "head_ratio": 0.5, "num_steps": 7},
+        "window": {"type": "frozen", "start": 3, "size": 2, "interval": None},
+        "advantages": {"extremes": 1},
+        "loss": {"ratio": "normalised", "step_weights": "inverse_step", "updates_per_iteration": 2},
+        "eval": {"training_sampler": True},
+    },
 }
+PHASES = ["sampling", "updating", "evaluating"]
+INTERRUPTIONS = [
+    *((variant, phase) for variant in ("full", "lora-ema-kl", "flash-updates", "nft-lagging") for phase in PHASES),
+    ("neighbor", "updating"),
+    ("awm", "updating"),
+    ("flash-dual-extremes", "training sampler"),
+]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("phase", ["sampling", "updating", "evaluating"])
+@pytest.mark.parametrize(("variant", "phase"), INTERRUPTIONS)
 def test_resumed_run_equals_uninterrupted_run(
     variant: str, phase: str, tmp_path: Path, make_config: Callable[..., Config]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from mixgrpo.config.schema import Config
+from mixgrpo.flow.steps import flow_sde_kernel
 from mixgrpo.train.checkpoint import find_checkpoint
 from mixgrpo.train.loop import train
+from mixgrpo.train.objective import make_objective
+from mixgrpo.train.pieces import Piece
 
 
 def _trained(run: Path) -> dict[str, torch.Tensor]:
@@ -64,3 +68,25 @@ def _moments(run: Path) -> dict[str, torch.Tensor]:
     """Return the gradients of a run's only update, as the optimiser's running means have them."""
     state = load_file(find_checkpoint(run, "last") / "optimizer.safetensors")
     return {name: value for name, value in state.items() if name.endswith(":exp_avg")}
+
+
+@pytest.mark.parametrize("kind", ["grpo", "neighbor", "nft", "awm"])
+def test_losses_and_divergences_of_bfloat16_velocities_are_computed_in_float32(
+    kind: str, make_config: Callable[..., Config]
+) -> None:
+    """They equal those of the same velocities in float32, to the last bit."""
+    rollout = {} if kind == "grpo" else {"kernel": "ode", "noise_spread": 1.0}
+    config = make_config(rollout=rollout, loss={"type": kind, "clip_range": None})
+    objective = make_objective(config, partial(flow_sde_kernel, eta=0.7) if kind == "grpo" else None)
+    x, x_next = torch.randn(2, 3, 5, 4)
+    v, other = (torch.randn(3, 5, 4).bfloat16() for _ in range(2))
+    state = torch.arange(3)
+    piece = Piece(2, 0.8, 0.6, x, state, x_next, state, torch.tensor([1.0, -1.0, 0.5]))
+    if kind == "neighbor":
+        piece = Piece(2, 0.8, 0.6, x, state, torch.randn(12, 5, 4), state.repeat_interleave(4), torch.randn(12))
+    divergence = objective.divergence(piece, v, other)
+    assert divergence.dtype == torch.float32
+    assert torch.equal(divergence, objective.divergence(piece, v.float(), other.float()))
+    loss = objective.loss(piece, v, other).loss
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, objective.loss(piece, v.float(), other.float()).loss)

@@ -8,16 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixgrpo.config.schema import Config, LoraConfig
+from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import LoraConfig
 from mixgrpo.flow.noise import Noise
 from mixgrpo.flow.rollout import Trajectory, rollout
 from mixgrpo.flow.steps import flow_sde_kernel, log_prob
 from mixgrpo.models import FlowModel
 from mixgrpo.rewards.scorer import ScoreTable
 from mixgrpo.train.clock import Clock, StopRequest
+from mixgrpo.train.objective import make_objective
+from mixgrpo.train.pieces import sample_pieces, split_shares
 from mixgrpo.train.policy import Policy
 from mixgrpo.train.settings import make_plan
-from mixgrpo.train.step import Experience, Updater, UpdateReport, learning_rate, make_pieces, split_shares
+from mixgrpo.train.step import Experience
+from mixgrpo.train.update import Updater, UpdateReport, learning_rate
 
 PROMPTS = ["one picture", "another picture", "a third"]
 KERNEL = partial(flow_sde_kernel, eta=0.7)
@@ -45,7 +49,7 @@ def _experience(policy: Policy, config: Config, window: range, *, share: bool) -
 
 def _updater(policy: Policy, config: Config) -> Updater:
     optimizer = torch.optim.SGD(list(policy.trained.values()), lr=0.0)
-    return Updater(policy, optimizer, config, KERNEL, Clock())
+    return Updater(policy, optimizer, config, make_objective(config, KERNEL), Clock())
 
 
 def _update(updater: Updater, experience: Experience, advantages: Tensor = ADVANTAGES) -> UpdateReport:
@@ -75,8 +79,8 @@ def test_shared_update_equals_unshared_update(
     assert unshared_grad.norm() > 1e-3
     assert (shared_grad - unshared_grad).norm() < 1e-3 * unshared_grad.norm()
     assert shared.metrics["loss"] == pytest.approx(unshared.metrics["loss"], abs=1e-6)
-    assert shared.calls == 3 + 12 * (len(window) - 1)
-    assert unshared.calls == 12 * len(window)
+    assert shared.calls.update == 3 + 12 * (len(window) - 1)
+    assert unshared.calls.update == 12 * len(window)
 
 
 def test_micro_batches_do_not_change_the_gradient(tiny_model: FlowModel, make_config: Callable[..., Config]) -> None:
@@ -132,8 +136,8 @@ def test_ratio_is_exactly_one_at_the_first_update_and_moves_after_it(
 def test_shares_of_several_updates_cover_every_sample_once(split: str, make_config: Callable[..., Config]) -> None:
     config = make_config(loss={"updates_per_iteration": 2, "update_split": split})
     seen = torch.zeros(4, 6)
-    for prompts, samples in split_shares(seen, config.loss):
-        seen[prompts[:, None], samples[None, :]] += 1
+    for share in split_shares(seen, config.loss):
+        seen += share
     assert torch.equal(seen, torch.ones(4, 6))
 
 
@@ -142,10 +146,11 @@ def test_pieces_of_the_shared_step_hold_one_state_for_all_samples(
 ) -> None:
     policy, config = _policy(tiny_model), make_config()
     experience = _experience(policy, config, range(1, 3), share=True)
-    pieces = make_pieces(experience.transitions, ADVANTAGES, torch.arange(3), torch.tensor([0, 2]), micro_batch=2)
-    shapes = [(piece.step, tuple(piece.x.shape[:1]), tuple(piece.x_next.shape[:2])) for piece in pieces]
-    assert shapes == [(1, (2,), (2, 2)), (1, (1,), (1, 2)), *[(2, (2,), (2, 1))] * 3]
-    assert torch.equal(torch.cat([piece.advantages for piece in pieces[:2]]), ADVANTAGES[:, [0, 2]])
+    share = torch.tensor([True, False, True, False]).expand(3, 4)
+    pieces = sample_pieces(experience.transitions, ADVANTAGES, share, micro_batch=2)
+    shapes = [(piece.step, len(piece.x), piece.state.tolist()) for piece in pieces]
+    assert shapes == [(1, 2, [0, 0, 1, 1]), (1, 1, [0, 0]), *[(2, 2, [0, 1])] * 3]
+    assert torch.equal(torch.cat([piece.advantages for piece in pieces[:2]]), ADVANTAGES[:, [0, 2]].flatten())
     assert torch.equal(torch.cat([piece.prompt for piece in pieces[2:]]), torch.tensor([0, 0, 1, 1, 2, 2]))
 
 

@@ -17,7 +17,7 @@ from mixgrpo.commands.models import (
     read_drawing,
 )
 from mixgrpo.commands.sample import read_prompts
-from mixgrpo.config.schema import RewardConfig
+from mixgrpo.config.sections import RewardConfig
 from mixgrpo.errors import ConfigError
 
 if TYPE_CHECKING:

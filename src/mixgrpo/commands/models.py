@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mixgrpo.commands.common import Parser, above_zero, at_least_one, fraction, quiet_libraries, seed_number
-from mixgrpo.config.load import load_config, preset_names
-from mixgrpo.config.schema import Config, ModelConfig
+from mixgrpo.config.load import load_config
+from mixgrpo.config.presets import model_names
+from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import ModelConfig
 from mixgrpo.errors import ConfigError
+from mixgrpo.flow.plan import ode_plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +124,7 @@ def find_source(name: str) -> Source:
         return Source(name, folder, load_config(folder / "resolved.json"))
     if (folder.parent / "resolved.json").is_file() and (folder / "model_index.json").is_file():
         return Source(name, None, load_config(folder.parent / "resolved.json"))
-    presets = (load_config(preset) for preset in preset_names())
+    presets = (load_config(preset) for preset in model_names())
     return Source(name, None, next((preset for preset in presets if preset.model.path == name), None))
 
 
@@ -133,8 +136,7 @@ def draw(drawing: Drawing, prompts: Sequence[str]) -> "Iterator[tuple[range, Ten
     return draw_batches(
         model,
         prompts,
-        num_steps=drawing.num_steps,
-        shift=drawing.shift,
+        plan=ode_plan(drawing.num_steps, drawing.shift),
         seed=drawing.seed,
         batch=drawing.batch,
         base=base,
@@ -152,7 +154,7 @@ def load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
 
     if drawing.model.threads:
         torch.set_num_threads(drawing.model.threads)
-    options = drawing.model.model_dump(exclude={"path", "threads"})
+    options = drawing.model.model_dump(exclude={"path", "threads", "compile"})
     base = None if drawing.base is None else load_model(drawing.base, **options)
     run, known = drawing.source.run, drawing.source.known
     if run is None or known is None:

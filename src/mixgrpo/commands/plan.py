@@ -1,20 +1,33 @@
-"""`mixgrpo plan`: what a run would do and cost in model calls, before anything is loaded. No torch."""
+"""`mixgrpo plan`: what a run would do and cost, before anything is loaded. Only --calibrate needs torch."""
 
+import argparse
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
-from mixgrpo.commands.common import Parser, terminal
+from mixgrpo.commands.common import Parser, above_zero, quiet_libraries, terminal
 from mixgrpo.config.load import load_config
 from mixgrpo.config.schema import Config
+from mixgrpo.cost.bill import Bill, bill_figures, make_bill
+from mixgrpo.cost.gpus import Gpu
+from mixgrpo.cost.seconds import Speeds, predict_dancegrpo, predict_mean
 from mixgrpo.errors import ConfigError
 from mixgrpo.flow.plan import TrajectoryPlan
 from mixgrpo.rl.window import trained_steps
-from mixgrpo.train.settings import Cost, dancegrpo_cost, make_plan, make_window, mean_cost
+from mixgrpo.shapes import BUNDLED
+from mixgrpo.train.settings import make_plan, make_window
 
-_USAGE = "mixgrpo plan PRESET_OR_FILE [--json] [--section.name VALUE ...]"
-_ABOUT = "Show what a run would do and what it costs in model calls, beside DanceGRPO. Nothing is loaded."
+_USAGE = "mixgrpo plan PRESET_OR_FILE [--json] [--calibrate [SECONDS]] [--section.name VALUE ...]"
+_ABOUT = "Show what a run would do and what it costs, beside DanceGRPO. Nothing is loaded, unless --calibrate is given."
+_OWN = {
+    "--json": "print the figures as JSON",
+    "--calibrate": "load model and rewards, time single calls for 60 seconds, and predict the time here",
+    "--gpu-tflops": "peak of an assumed GPU in TFLOP/s, dense bfloat16 (default: 989)",
+    "--utilisation": "share of that peak that is reached (default: 0.4)",
+    "--gpu-memory": "memory of an assumed GPU in GiB (default: 80)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +46,21 @@ def run(args: Sequence[str]) -> int:
         raise ConfigError("name a preset or a settings file first: mixgrpo plan flux-nano (see mixgrpo presets)")
     source = args[0]
     found, rest = make_parser(add_help=False).parse_known_args(args[1:])
-    own = {"--json": "print the figures as JSON"}
-    config = load_config(source, rest, prog=f"mixgrpo plan {source}", about=_ABOUT, own=own)
+    config = load_config(source, rest, prog=f"mixgrpo plan {source}", about=_ABOUT, own=_OWN)
+    gpu = Gpu(tflops=found.gpu_tflops, utilisation=found.utilisation, memory=found.gpu_memory)
+    bill = make_bill(config, gpu, with_gpus=gpu != Gpu() or config.model.path not in BUNDLED)
+    speeds = _calibrate(config, found.calibrate) if found.calibrate else None
     if found.json:
-        print(json.dumps(as_dict(config), indent=2))
-    else:
-        from mixgrpo.commands.plan_view import show_plan
+        print(json.dumps(as_dict(config, bill, speeds), indent=2))
+        return 0
+    from mixgrpo.commands.cost_view import show_bill, show_seconds
+    from mixgrpo.commands.plan_view import show_plan
 
-        show_plan(config, stretches(config), compare(config), terminal())
+    console = terminal()
+    show_plan(config, stretches(config), console)
+    show_bill(config, bill, console)
+    if speeds is not None:
+        show_seconds(config, speeds, console)
     return 0
 
 
@@ -53,7 +73,13 @@ def make_parser(*, add_help: bool = True) -> Parser:
         add_help=add_help,
         epilog="All settings, with their values in a preset: mixgrpo plan PRESET_OR_FILE --help",
     )
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--json", action="store_true", help=_OWN["--json"])
+    calibration = {"nargs": "?", "type": above_zero, "const": 60.0, "metavar": "SECONDS"}
+    parser.add_argument("--calibrate", help=_OWN["--calibrate"], **calibration)
+    defaults = Gpu()
+    parser.add_argument("--gpu-tflops", type=above_zero, default=defaults.tflops, help=_OWN["--gpu-tflops"])
+    parser.add_argument("--utilisation", type=_share, default=defaults.utilisation, help=_OWN["--utilisation"])
+    parser.add_argument("--gpu-memory", type=above_zero, default=defaults.memory, help=_OWN["--gpu-memory"])
     return parser
 
 
@@ -67,22 +93,10 @@ def stretches(config: Config) -> list[Stretch]:
     return found
 
 
-def compare(config: Config) -> dict[str, Cost]:
-    """Return the mean model calls per sample: DanceGRPO as published, this run without and with sharing."""
-    costs = {
-        "DanceGRPO": dancegrpo_cost(config.rollout.num_steps),
-        "unshared": mean_cost(config, shared=False),
-    }
-    if config.rollout.shared_noise:
-        costs["shared"] = mean_cost(config, shared=True)
-    return costs
-
-
-def as_dict(config: Config) -> dict[str, object]:
+def as_dict(config: Config, bill: Bill, speeds: Speeds | None) -> dict[str, object]:
     """Return the plan as plain values."""
-    window, costs = make_window(config), compare(config)
-    base = costs["DanceGRPO"].forwards
-    return {
+    window = make_window(config)
+    figures: dict[str, object] = {
         "name": config.name,
         "iterations": config.iterations,
         "samples_per_iteration": config.prompts_per_iteration * config.rollout.group_size,
@@ -96,6 +110,31 @@ def as_dict(config: Config) -> dict[str, object]:
             }
             for stretch in stretches(config)
         ],
-        "calls_per_sample": {name: {**asdict(cost), "forwards": cost.forwards} for name, cost in costs.items()},
-        "share_of_dancegrpo": {name: cost.forwards / base for name, cost in costs.items()},
+        **bill_figures(bill),
     }
+    if speeds is not None:
+        seconds, dance = predict_mean(config, speeds), predict_dancegrpo(config, speeds)
+        figures["speeds"] = asdict(speeds)
+        figures["seconds_per_iteration"] = {
+            **asdict(seconds),
+            "total": seconds.total,
+            "of_dancegrpo": seconds.total / dance.total,
+        }
+    return figures
+
+
+def _calibrate(config: Config, seconds: float) -> Speeds:
+    quiet_libraries()
+    from mixgrpo.cost.calibrate import calibrate
+
+    console = terminal()
+    with console.status(f"timing single calls for {seconds:g} seconds") if console.is_terminal else nullcontext():
+        return calibrate(config, seconds=seconds)
+
+
+def _share(text: str) -> float:
+    """Read a number above 0 and at most 1."""
+    value = above_zero(text)
+    if value > 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return value

@@ -1,20 +1,19 @@
-"""How a plan looks in a terminal: the window's way through the run, the sigmas, and the table of costs."""
+"""How a plan looks in a terminal: the window's way through the run, and the sigmas."""
 
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from mixgrpo.config.schema import AllStepsConfig, Config
+from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import AllStepsConfig
 from mixgrpo.flow.plan import TrajectoryPlan
 from mixgrpo.flow.sigmas import shifted_sigmas
 from mixgrpo.rl.window import trained_steps
 from mixgrpo.train.console import speaks_unicode
-from mixgrpo.train.settings import FORWARDS_PER_UPDATE_CALL, Cost, make_window
+from mixgrpo.train.settings import make_window
 
 if TYPE_CHECKING:
     from mixgrpo.commands.plan import Stretch
@@ -25,13 +24,12 @@ _SHADES = "░▒▓█"
 _ASCII = str.maketrans("░▒▓█─·", ".+*#-.")
 
 
-def show_plan(config: Config, stretches: Sequence["Stretch"], costs: dict[str, Cost], console: Console) -> None:
-    """Print the plan."""
+def show_plan(config: Config, stretches: Sequence["Stretch"], console: Console) -> None:
+    """Print what the run will do."""
     _print_heading(config, console)
     _print_timeline(config, stretches, console)
     if config.rollout.tail_ratio < 1.0:
         _print_tails(config, stretches, console)
-    _print_costs(config, costs, console)
 
 
 def _print_heading(config: Config, console: Console) -> None:
@@ -141,43 +139,3 @@ def _sigma_list(plan: TrajectoryPlan) -> str:
     inside = range(plan.window.start, plan.window.stop)
     words = [f"{sigma:.3f}" for sigma in plan.sigmas]
     return " ".join(f"[{word}]" if step in inside else word for step, word in enumerate(words))
-
-
-def _print_costs(config: Config, costs: dict[str, Cost], console: Console) -> None:
-    used = "shared" if config.rollout.share_trunk else "unshared"
-    names = {
-        "DanceGRPO": "DanceGRPO as published",
-        "unshared": "this run, unshared",
-        "shared": "this run, shared",
-    }
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("model calls per sample", overflow="fold")
-    for heading in ("sampling", "old log-p", "updating", "forwards", "ratio"):
-        table.add_column(heading, justify="right")
-    base = costs["DanceGRPO"].forwards
-    for name, cost in costs.items():
-        figures = (cost.sampling, cost.old_log_prob, cost.update, cost.forwards, cost.forwards / base)
-        table.add_row(names[name], *(f"{figure:.2f}" for figure in figures), style="bold" if name == used else None)
-    console.print(table)
-    console.print()
-    samples = config.prompts_per_iteration * config.rollout.group_size
-    cost = costs[used]
-    forwards = (cost.sampling + cost.old_log_prob) * samples
-    lines = [
-        *(["old log-p: forward passes for the old log-probabilities of later updates."] if cost.old_log_prob else []),
-        "Means over the run. A forward-and-backward pass of an update counts as "
-        f"{FORWARDS_PER_UPDATE_CALL:g} forwards. Not counted: {', '.join(_not_counted(config))}.",
-        f"One iteration ({used}): {forwards:,.0f} forward passes of one sample, and "
-        f"{cost.update * samples:,.0f} forward and backward.",
-    ]
-    for line in lines:
-        console.print(Text(textwrap.fill(line, console.width), style="dim"))
-
-
-def _not_counted(config: Config) -> list[str]:
-    uncounted = ["evaluation", "VAE", "text encoders", "rewards"]
-    if config.model.gradient_checkpointing:
-        uncounted.append("the forward that gradient checkpointing repeats")
-    if config.loss.kl_weight > 0.0:
-        uncounted.append("the reference's forward for the KL divergence")
-    return uncounted

@@ -6,7 +6,8 @@ from typing import Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from mixgrpo.config.schema import Config, Section
+from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import Section
 
 UNION_TAG = "type"
 """Key that says which member of a union of sections is meant."""

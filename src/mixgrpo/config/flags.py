@@ -18,7 +18,8 @@ from pydantic_core import PydanticUndefined
 
 from mixgrpo.config.fields import UNION_TAG, item_section, known_settings, placeholder, section_of, variants
 from mixgrpo.config.messages import did_you_mean
-from mixgrpo.config.schema import Config, Section
+from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import Section
 from mixgrpo.errors import ConfigError
 
 Path = tuple[str, ...]

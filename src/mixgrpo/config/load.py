@@ -4,36 +4,28 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
 
 from mixgrpo.config.flags import apply_overrides, read_overrides
-from mixgrpo.config.messages import did_you_mean, explain
+from mixgrpo.config.messages import explain
+from mixgrpo.config.presets import find_preset, preset_heading, preset_names, read_preset
 from mixgrpo.config.schema import Config
+from mixgrpo.config.toml import config_toml
 from mixgrpo.errors import ConfigError
 
 _SUFFIXES = (".toml", ".json")
 
 
-def preset_names() -> tuple[str, ...]:
-    """Return the names of the presets that come with the package, in alphabetical order."""
-    files = resources.files("mixgrpo.config").joinpath("presets").iterdir()
-    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
-
-
 def preset_text(name: str) -> str:
-    """Return a preset's TOML as it was written, comments included.
+    """Return a preset as a settings file: complete, with comments.
 
     Raises:
         ConfigError: if there is no such preset.
     """
-    if name not in preset_names():
-        hint = did_you_mean(name, preset_names())
-        raise ConfigError(f"no preset is called {name!r}{hint or '.'} Presets: {', '.join(preset_names())}")
-    return resources.files("mixgrpo.config").joinpath("presets", f"{name}.toml").read_text(encoding="utf-8")
+    return config_toml(load_config(name), preset_heading(name))
 
 
 def load_config(
@@ -74,9 +66,9 @@ def read_source(source: str | Path) -> dict[str, Any]:
     """
     name, path = str(source), Path(source).expanduser()
     if name in preset_names():
-        return tomllib.loads(preset_text(name))
+        return read_preset(name)
     if path.suffix not in _SUFFIXES and not path.exists() and os.sep not in name:
-        preset_text(name)
+        find_preset(name)  # raises, and says what may have been meant
     if path.is_dir():
         resolved = path / "resolved.json"
         more = f"; it is a run, whose settings are in {resolved}" if resolved.exists() else ""

@@ -9,7 +9,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from mixgrpo.config.fields import UNION_TAG, allowed_values, item_section, known_settings, section_of, variants
-from mixgrpo.config.schema import Config, Section
+from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import Section
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ the same trajectory. The loop keeps them as one: its state is [P, 1, *latent] at
 It is the same mathematics as G separate trajectories, with less work.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,7 +28,11 @@ Kernel = Callable[..., Gaussian]
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One stochastic step of P prompts with G samples each: all that an update needs to score it again."""
+    """One step of P prompts with G samples each: all that an update needs to score it again.
+
+    A transition of a rollout is a step that was taken. `forward_transitions` makes another kind: x is a finished
+    sample with noise added, x_next that sample, and sigma_next 0.
+    """
 
     x: Tensor
     """[P, G, *latent], or [P, 1, *latent] where the samples of a group are still one."""
@@ -45,7 +49,7 @@ class Trajectory:
     x0: Tensor
     """Final latents [P, G, *latent]."""
     transitions: dict[int, Transition]
-    """The stochastic steps by their index."""
+    """The steps that were asked for, by their index in the plan."""
     calls: int
     """Samples that went through the model, summed over all steps."""
 
@@ -60,8 +64,9 @@ def rollout(
     prompts: Sequence[int],
     group_size: int,
     micro_batch: int,
-    shared_noise: bool = True,
+    noise_spread: float = 0.0,
     share_trunk: bool = True,
+    record: Collection[int] | None = None,
     tail_variant: Variant = "midpoint",
     device: torch.device | str = "cpu",
 ) -> Trajectory:
@@ -69,15 +74,15 @@ def rollout(
 
     This is the sampling half of Algorithm 1 (and of Algorithm 2 with a Flash tail) of arXiv 2507.21802. `prompts` are
     the keys of the noise, so a prompt gets the same noise in any batch; `velocity` is told the row. At most
-    `micro_batch` samples go through the model at once. `share_trunk` = False computes every sample by itself.
+    `micro_batch` samples go through the model at once. `noise_spread` is how far apart a group starts
+    (`Noise.start`); at 0 its samples share the trunk, unless `share_trunk` = False computes every sample by itself.
+    `record` names the steps whose transitions are kept: by default those of the window.
     """
     if plan.window and kernel is None:
         raise ValueError("a plan with stochastic steps needs a kernel")
     samples = range(group_size)
-    if shared_noise:
-        x = torch.stack([noise.initial(prompt, None) for prompt in prompts]).unsqueeze(1)
-    else:
-        x = _stack(noise.initial, prompts, samples)
+    kept = plan.window if record is None else record
+    x = _stack(partial(noise.start, spread=noise_spread), prompts, samples[:1] if noise_spread == 0.0 else samples)
     x = x.to(device)
     if not share_trunk:
         x = x.expand(len(prompts), group_size, *noise.latent_shape)
@@ -94,14 +99,31 @@ def rollout(
             mean, std = kernel(x, v, sigma=sigma, sigma_next=sigma_next)
             z = _stack(partial(noise.step, step=step), prompts, samples)
             x_next = mean + std * z.to(device)
-            transitions[step] = Transition(x, x_next, sigma, sigma_next)
-        elif step >= plan.window.stop and plan.tail_order > 1:
+        elif (plan.head_order if step < plan.window.start else plan.tail_order) > 1:
             x_next = solver.step(x, v, sigma=sigma, sigma_next=sigma_next)
         else:
             solver.observe(x, v, sigma=sigma)
             x_next = ode_step(x, v, sigma=sigma, sigma_next=sigma_next)
+        if step in kept:
+            transitions[step] = Transition(x, x_next, sigma, sigma_next)
         x = x_next
     return Trajectory(x.expand(len(prompts), group_size, *noise.latent_shape), transitions, calls)
+
+
+def forward_transitions(
+    x0: Tensor, noise: Noise, sigmas: Sequence[float], *, prompts: Sequence[int], steps: Sequence[int]
+) -> dict[int, Transition]:
+    """Add noise to finished samples x0 [P, G, *latent] at the `sigmas` of `steps`: (1 - sigma) x0 + sigma noise.
+
+    Methods that train on the forward process (DiffusionNFT, AWM) need nothing else of a rollout. The transition goes
+    straight to x0, so (x - x_next) / sigma = noise - x0 is the velocity that the sample itself asks for.
+    """
+    found = {}
+    for step in steps:
+        eps = _stack(partial(noise.forward, step=step), prompts, range(x0.shape[1]))
+        sigma = sigmas[step]
+        found[step] = Transition((1.0 - sigma) * x0 + sigma * eps.to(x0.device), x0, sigma, 0.0)
+    return found
 
 
 def _stack(draw: Callable[[int, int], Tensor], prompts: Sequence[int], samples: range) -> Tensor:

@@ -1,25 +1,17 @@
 """Adapters over diffusers pipelines. A family is found by the class that `model_index.json` names."""
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.base import Conditioning, FlowModel
+from mixgrpo.shapes.files import BUNDLED, bundled_folder, is_hub_id
 
 __all__ = ["BUNDLED", "MODELS", "Conditioning", "FlowModel", "bundled_folder", "load_model"]
 
 MODELS = {"FluxPipeline": "FLUX.1"}
 """Pipeline class -> family, for those that have an adapter."""
-
-BUNDLED = ("flux-nano",)
-"""Models that come with the package."""
-
-
-def bundled_folder(name: str) -> Path:
-    """Return the folder of a model that comes with the package."""
-    return Path(str(resources.files("mixgrpo") / "assets" / name))
 
 
 def load_model(
@@ -45,8 +37,7 @@ def load_model(
         ConfigError: if the image size does not fit the model.
     """
     source = str(bundled_folder(path_or_hub_id)) if path_or_hub_id in BUNDLED else path_or_hub_id
-    is_hub_id = not Path(source).exists() and source.count("/") == 1 and not source.startswith((".", "/"))
-    if not is_hub_id:
+    if not is_hub_id(source):
         _check_folder(Path(source))
     import torch  # noqa: PLC0415 - the check above answers at once
     from diffusers import AutoencoderKL, FluxPipeline  # noqa: PLC0415

@@ -11,22 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from mixgrpo.models.base import Conditioning
-
-LORA_TARGETS: tuple[str, ...] = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "ff_context.net.0.proj",
-    "ff_context.net.2",
-)
-"""Attention and feed-forward layers of the two-stream blocks, and the attention of the one-stream blocks."""
+from mixgrpo.shapes.flux import LORA_TARGETS
 
 
 def side_multiple(vae_config: Mapping[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """The end of the page: all evaluations, all settings, versions, and the commands to go on."""
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -32,6 +33,33 @@ def evaluation_table(summary: Summary) -> str:
         '<details><summary>All evaluations in figures</summary><div class="scroll"><table class="figures">'
         f"<thead><tr><th>iteration</th><th>running time</th><th>weights</th>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div></details>"
+    )
+
+
+def sampler_table(summary: Summary) -> str:
+    """Return the last evaluation's figures by both samplers and the gap; nothing where only one was used."""
+    last = summary.last
+    if last is None or not last.training_figures:
+        return ""
+    rows: list[str] = []
+    for name in (figure.name for figure in summary.figures):
+        if name not in last.training_figures:
+            continue
+        share, ode = is_share(name), estimate(last, name)
+        noisy = last.training_figures[name]
+        error = math.hypot(ode.error, last.training_errors.get(name, math.nan))
+        spread = change(error, share=share).removeprefix("+").removesuffix(" points")
+        rows.append(
+            f"<tr><th>{escape(name)}</th><td>{value(ode.mean, share=share)}</td><td>{value(noisy, share=share)}</td>"
+            f"<td>{change(ode.mean - noisy, share=share)}<small> ± {spread}</small></td></tr>"
+        )
+    return (
+        '<h3 class="part">Two samplers</h3>'
+        f'<p class="quiet">The held-out prompts after iteration {last.iteration}, drawn '
+        "by ODE sampling and as training draws its samples, from the same starting noise. The gap is what the model "
+        "has only under one of them; its error is that of two independent means, so larger than the gap's own.</p>"
+        '<div class="scroll"><table class="figures"><thead><tr><th></th><th>ODE</th><th>training sampler</th>'
+        f"<th>gap</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

@@ -111,29 +111,27 @@ class Calls:
     name: str
     sampling: float
     update: float
+    other: float = 0.0
+    """Forward passes of an update for what other policies predict: the sampling one, the starting one."""
 
     @property
     def passes(self) -> float:
         """The cost in forward passes."""
-        return self.sampling + FORWARD_AND_BACKWARD * self.update
+        return self.sampling + self.other + FORWARD_AND_BACKWARD * self.update
 
 
 def model_calls(run: Run) -> list[Calls]:
     """Return the calls per sample of this run, of the same without sharing, and, always and last, of DanceGRPO."""
     methods: list[Calls] = []
     sampling, update = (mean_of([row.calls.get(key, math.nan) for row in run.train]) for key in ("sampling", "update"))
+    other = mean_of([row.calls.get("old", 0.0) + row.calls.get("reference", 0.0) for row in run.train])
     if math.isfinite(sampling + update):
-        methods.append(Calls(name="this run", sampling=sampling, update=update))
+        methods.append(Calls(name="this run", sampling=sampling, update=update, other=other))
     unshared = [calls for row in run.train if (calls := _unshared(run, row)) is not None]
     if unshared:
-        name = "unshared"
-        methods.append(
-            Calls(
-                name=name,
-                sampling=mean_of([s for s, _ in unshared]),
-                update=mean_of([u for _, u in unshared]),
-            )
-        )
+        alone = mean_of([u for _, u in unshared])
+        grown = other * alone / update if update else other  # other policies are asked at the states of an update
+        methods.append(Calls(name="unshared", sampling=mean_of([s for s, _ in unshared]), update=alone, other=grown))
     steps = num_steps(run)
     dance = Calls(name="DanceGRPO", sampling=float(steps), update=float(math.floor(DANCE_FRACTION * (steps - 1))))
     return [*methods, dance]
@@ -144,6 +142,8 @@ def _unshared(run: Run, row: TrainRow) -> tuple[float, float] | None:
     ratio = run.setting("rollout.tail_ratio")
     if not isinstance(steps, int) or not isinstance(shift, int | float) or row.window.stop > steps - 1:
         return None
+    if run.setting("rollout.noise_spread") or run.setting("rollout.kernel") == "ode":
+        return None  # nothing is shared between samples that start apart
     tail_ratio = ratio if isinstance(ratio, int | float) and 0 < ratio <= 1 else 1.0
     plan = plan_trajectory(num_steps=steps, shift=shift, window=row.window, tail_ratio=tail_ratio)
     return plan.nfe(1, shared_noise=False), float(len(row.trained))
@@ -153,6 +153,7 @@ def _calls_panel(run: Run) -> str:
     methods = model_calls(run)
     dance = methods[-1]
     longest = max(method.passes for method in methods)
+    with_other = any(method.other for method in methods)
     rows: list[str] = []
     for method in methods:
         update = FORWARD_AND_BACKWARD * method.update
@@ -160,20 +161,23 @@ def _calls_panel(run: Run) -> str:
             Part(name="sampling", value=method.sampling, text=f"{decimal(method.sampling)} calls", color=1),
             Part(name="update", value=update, text=f"{decimal(method.update)} calls", color=2),
         ]
+        if method.other:
+            parts.append(Part(name="other", value=method.other, text=f"{decimal(method.other)} calls", color=3))
         relative = f"{method.passes / dance.passes:.2f}" if dance.passes else NONE
-        cells = "".join(f"<td>{decimal(n)}</td>" for n in (method.sampling, method.update, method.passes))
+        figures = (method.sampling, method.update, *([method.other] if with_other else []), method.passes)
+        cells = "".join(f"<td>{decimal(n)}</td>" for n in figures)
         rows.append(
             f"<tr><th>{escape(method.name)}</th>{cells}<td>{relative}</td></tr>"
-            f'<tr class="bars"><td colspan="5">{stacked_bar(parts, longest)}</td></tr>'
+            f'<tr class="bars"><td colspan="{6 if with_other else 5}">{stacked_bar(parts, longest)}</td></tr>'
         )
-    table = (
-        '<table class="calls"><thead><tr><th></th><th>sampling</th><th>update</th><th>forward passes</th>'
-        f"<th>of DanceGRPO</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
+    headings = ("", "sampling", "update", *(["other"] if with_other else []), "forward passes", "of DanceGRPO")
+    head = "".join(f"<th>{heading}</th>" for heading in headings)
+    table = f'<table class="calls"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     steps, share = num_steps(run), f"{DANCE_FRACTION} {TIMES} {num_steps(run) - 1}"
     caption = (
         f"An update call is a forward and a backward pass, reckoned as {FORWARD_AND_BACKWARD:.0f} forward passes. "
         f"DanceGRPO: {steps} steps sampled, {dance.update:.0f} = ⌊{share}⌋ trained. Unshared: every sample computes "
         "the steps up to the window's first for itself."
+        + (" Other: forward passes for what the sampling or the starting policy predicts." if with_other else "")
     )
     return figure("Model calls per sample", caption, table)

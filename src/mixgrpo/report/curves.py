@@ -13,7 +13,7 @@ from mixgrpo.report.rows import EvalRow, TrainRow
 from mixgrpo.report.summary import Summary, estimate, in_order, reward_weights
 from mixgrpo.report.text import MINUS, decimal, is_share
 
-TRAINING, HELD_OUT = 1, 2
+TRAINING, HELD_OUT, TRAINING_SAMPLER = 1, 2, 4
 """Colours that mean the same in every chart."""
 
 LEAST_TO_SMOOTH = 12
@@ -100,6 +100,12 @@ def _reward_panel(run: Run, summary: Summary, name: str) -> str:
             errors = [estimate(row, name).error * scale for row in rows]
             places = [(clock.of(row), row.figures[name] * scale) for row in rows]
             series.append(Series(name="held-out", points=places, color=HELD_OUT, style="marked", errors=errors))
+        noisy = [row for row in rows if name in row.training_figures]
+        if noisy:
+            errors = [row.training_errors.get(name, math.nan) * scale for row in noisy]
+            places = [(clock.of(row), row.training_figures[name] * scale) for row in noisy]
+            label = "held-out, drawn as in training"
+            series.append(Series(name=label, points=places, color=TRAINING_SAMPLER, style="marked", errors=errors))
         best = summary.best
         ring = None
         if best is not None and name in best.figures and len(rows) > 1:

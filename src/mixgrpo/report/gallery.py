@@ -42,15 +42,15 @@ class Picture:
         return max(self.width, self.height) <= SMALL
 
 
-def embed(path: Path | None) -> Picture | None:
-    """Return a picture as a data URI, or None where it is missing or no picture."""
+def embed(path: Path | None, *, largest: int = LARGE) -> Picture | None:
+    """Return a picture of at most `largest` pixels a side as a data URI, or None where it is missing or no picture."""
     if path is None:
         return None
     try:
         with Image.open(path, formats=tuple(_MIME)) as image:
-            if max(image.size) <= SMALL:
+            if max(image.size) <= min(SMALL, largest):
                 return _picture(path.read_bytes(), _MIME[image.format or "PNG"], image.size)
-            image.thumbnail((LARGE, LARGE), reducing_gap=2.0)
+            image.thumbnail((largest, largest), reducing_gap=2.0)
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "WEBP", quality=85)
             return _picture(buffer.getvalue(), "image/webp", image.size)

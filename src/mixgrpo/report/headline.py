@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mixgrpo.report.read import Run
 from mixgrpo.report.rows import EvalRow
-from mixgrpo.report.summary import Figure, Summary, reward_weights
-from mixgrpo.report.text import TIMES, amount, change, count, duration, listing, moment, value
+from mixgrpo.report.summary import Figure, Summary, mean_of, reward_weights
+from mixgrpo.report.text import TIMES, amount, change, count, decimal, duration, listing, moment, value
 from mixgrpo.report.timeline import num_steps
 
 LINKS = ("pictures", "curves", "window", "cost", "health", "settings")
@@ -43,8 +43,14 @@ def _lede(run: Run) -> str:
     return f"{who}{what} with {_method(run)}: {', '.join(part for part in parts if part)}."
 
 
+_METHODS = {"neighbor": "Neighbor GRPO", "nft": "DiffusionNFT", "awm": "AWM"}
+"""What a loss that is not GRPO's is called."""
+
+
 def _method(run: Run) -> str:
-    flash = run.setting("rollout.tail_ratio")
+    flash, loss = run.setting("rollout.tail_ratio"), run.setting("loss.type")
+    if isinstance(loss, str) and loss in _METHODS:
+        return _METHODS[loss]
     if run.setting("window.type") == "all":
         return "GRPO"
     return "MixGRPO-Flash" if isinstance(flash, int | float) and flash < 1 else "MixGRPO"
@@ -52,6 +58,10 @@ def _method(run: Run) -> str:
 
 def _window(run: Run) -> str:
     kind, size = run.setting("window.type"), run.setting("window.size")
+    if run.setting("rollout.kernel") == "ode":
+        trained = mean_of([float(len(row.trained)) for row in run.train])
+        steps = f"{num_steps(run)} deterministic steps"
+        return f"{decimal(trained, 0)} of {steps} trained" if run.train else steps
     if kind == "all":
         return f"all but the last of {num_steps(run)} steps stochastic"
     return escape(f"a {kind} window of {size} of {num_steps(run)} steps") if kind and size else ""
@@ -101,6 +111,8 @@ def _card(figure: Figure, summary: Summary) -> str:
     name = f"{escape(reward)} <small>{escape(_spoken(detail))}</small>" if detail else escape(reward)
     if detail:
         role = f"measured beside {escape(reward)}"
+    elif figure.is_judge:
+        role = "independent judge: no training ever saw it"
     elif math.isnan(figure.weight):
         role = ""
     else:

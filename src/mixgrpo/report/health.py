@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mixgrpo.report.read import Run
 from mixgrpo.report.rows import EvalRow
-from mixgrpo.report.summary import Estimate, Summary, difference, estimate, mean_of, reward_weights
+from mixgrpo.report.summary import Estimate, Figure, Summary, difference, estimate, mean_of, reward_weights
 from mixgrpo.report.text import change, count, decimal, is_share, listing, percent, value
 
 CLEAR = 2.0
@@ -22,6 +22,11 @@ ENDS = 10
 MANY_CLIPPED = 0.5
 """Alarm when more than this share of the ratios is clipped over the last iterations."""
 
+
+_ADVICE = (
+    "The policy may be gaining score without getting better: look at the pictures, lower the learning rate, add a "
+    "reward that sees what is lost, or keep an earlier checkpoint."
+)
 
 MANY_SILENT = 0.5
 """Alarm when more than this share of the groups had no advantage over the last iterations."""
@@ -47,6 +52,7 @@ def health_notes(run: Run, summary: Summary) -> list[Note]:
     """Return what was found, alarms first."""
     notes = [
         *_reward_hacking(run, summary),
+        *_independent_judge(summary),
         *_drop_after_best(summary),
         *_unsure_gain(summary),
         *_spread_collapse(run),
@@ -85,13 +91,9 @@ def _reward_hacking(run: Run, summary: Summary) -> Iterator[Note]:
         return
     rose = _trained_steps(run, first.iteration, lambda step: step.mean > 0 and _is_clear(step))
     fell = _fallen(summary, first, last)
-    advice = (
-        "The policy may be gaining score without getting better: look at the pictures, lower the learning rate, add a "
-        "reward that sees what is lost, or keep an earlier checkpoint."
-    )
     if fell and rose:
         words = f"While {listing(rose)} rose on the training prompts, {listing(fell)} fell on the held-out prompts."
-        yield Note(Level.ALARM, "Possible reward hacking", f"{words} {advice}")
+        yield Note(Level.ALARM, "Possible reward hacking", f"{words} {_ADVICE}")
         return
     if fell:
         words = f"Compared with iteration {first.iteration}, {listing(fell)} fell by more than the sampling error."
@@ -105,10 +107,31 @@ def _reward_hacking(run: Run, summary: Summary) -> Iterator[Note]:
                 f"From iteration {best.iteration} on, {listing(kept)} held or rose on the training prompts, but "
                 f"{listing(lost)} fell on the held-out prompts."
             )
-            yield Note(Level.ALARM, "Possible reward hacking", f"{words} {advice}")
+            yield Note(Level.ALARM, "Possible reward hacking", f"{words} {_ADVICE}")
     elif rose:
         words = f"{listing(rose)} rose in training, and no held-out figure fell by more than twice its standard error."
         yield Note(Level.GOOD, "No sign of reward hacking", words)
+
+
+def _independent_judge(summary: Summary) -> Iterator[Note]:
+    """Say whether a judge that no training ever saw confirms what the trained rewards gained."""
+    gained = [figure for figure in summary.figures if figure.weight > 0 and _has_risen(figure)]
+    if summary.after is None or not gained:
+        return
+    names = listing([f"{figure.name} ({_step(figure.before, figure.after, share=False)})" for figure in gained])
+    for judge in (figure for figure in summary.figures if figure.is_judge and "/" not in figure.name):
+        words = f"{names} rose on the held-out prompts"
+        who = f"{judge.name} ({_step(judge.before, judge.after, share=False)}), which no training ever saw,"
+        if _has_risen(judge):
+            yield Note(Level.GOOD, "The independent judge agrees", f"{words}, and so did {who[:-1]}.")
+        elif _is_clear(judge.change):
+            yield Note(Level.ALARM, "The independent judge disagrees", f"{words}, but {who} fell. {_ADVICE}")
+        else:
+            yield Note(Level.NOTE, "The independent judge sees no clear gain", f"{words}; {who} did not clearly.")
+
+
+def _has_risen(figure: Figure) -> bool:
+    return figure.change.mean > 0 and _is_clear(figure.change)
 
 
 def _fallen(summary: Summary, since: EvalRow, last: EvalRow) -> list[str]:

@@ -58,6 +58,9 @@ class EvalRow:
     """Means of the rewards and of their details ("ocr", "ocr/exact")."""
     errors: Mapping[str, float]
     """Standard errors of the figures; empty when the row does not say."""
+    training_figures: Mapping[str, float]
+    """The same figures on images drawn as in training, with noise in the window; empty when that was not done."""
+    training_errors: Mapping[str, float]
     failed: Mapping[str, float]
     """Pictures that a reward could not score."""
     num_prompts: int
@@ -221,6 +224,7 @@ def _reward_stats(row: JsonRow) -> RewardStats:
 
 def eval_row(row: JsonRow, elapsed: float) -> EvalRow:
     """Check a row of kind "eval" and return it."""
+    training = row.row("training_sampler")
     return EvalRow(
         iteration=row.integer("iteration"),
         time=row.number("time"),
@@ -229,6 +233,8 @@ def eval_row(row: JsonRow, elapsed: float) -> EvalRow:
         weights=row.text("weights", "policy"),
         figures={**row.row("rewards").numbers(), **row.row("details").numbers()},
         errors=row.row("standard_errors").numbers(),
+        training_figures={**training.row("rewards").numbers(), **training.row("details").numbers()},
+        training_errors=training.row("standard_errors").numbers(),
         failed=row.row("failed").numbers(),
         num_prompts=row.integer("num_prompts", 0),
         best=row.flag("best"),

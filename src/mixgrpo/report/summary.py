@@ -25,6 +25,8 @@ class Figure:
     """A reward ("ocr") or a detail of one ("ocr/exact")."""
     weight: float
     """Weight in training; 0 for what is only measured, NaN where the config does not say."""
+    is_judge: bool
+    """Whether only held-out pictures are scored by it: no training ever saw it."""
     before: Estimate
     after: Estimate
     """At the best evaluation, or at the last where none beat the first."""
@@ -80,14 +82,15 @@ def summarise(run: Run) -> Summary:
     """Sum up the held-out evaluations of `run`."""
     evals = run.evals
     best = next((row for row in reversed(evals) if row.best), None)
-    weights = reward_weights(run)
+    weights, unseen = reward_weights(run), judges(run)
     figures: list[Figure] = []
     if evals:
         rows = (evals[0], _after(evals, best), evals[-1])
         for name in in_order((name for row in evals for name in row.figures), weights):
             before, after, last = (estimate(row, name) for row in rows)
             weight = weights.get(name, 0.0 if weights else math.nan)
-            figures.append(Figure(name=name, weight=weight, before=before, after=after, last=last))
+            is_judge = name.partition("/")[0] in unseen
+            figures.append(Figure(name=name, weight=weight, is_judge=is_judge, before=before, after=after, last=last))
     num_prompts = next((row.num_prompts for row in reversed(evals) if row.num_prompts), 0)
     return Summary(evals=evals, best=best, figures=tuple(figures), num_prompts=num_prompts)
 
@@ -109,6 +112,13 @@ def reward_weights(run: Run) -> dict[str, float]:
             case _:
                 continue
     return weights
+
+
+def judges(run: Run) -> set[str]:
+    """Return the names of the rewards that score held-out pictures only."""
+    rewards: Any = run.setting("rewards")
+    listed = rewards if isinstance(rewards, list) else ()
+    return {str(r.get("name")) for r in listed if isinstance(r, dict) and r.get("evaluation_only") is True}
 
 
 def estimate(row: EvalRow, name: str) -> Estimate:

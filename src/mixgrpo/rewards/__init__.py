@@ -39,11 +39,18 @@ def _brightness() -> Reward:
     return BrightnessReward()
 
 
+def _tesseract() -> Reward:
+    from mixgrpo.rewards.tesseract import TesseractReward  # noqa: PLC0415
+
+    return TesseractReward()
+
+
 REWARDS: dict[str, Callable[..., Reward]] = {
     "brightness": _brightness,
     "colors": _colors,
     "jpeg": _jpeg,
     "ocr": _ocr,
+    "tesseract": _tesseract,
 }
 """Name -> what makes the reward from its options."""
 

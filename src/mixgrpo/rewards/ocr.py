@@ -1,7 +1,6 @@
 """Whether the picture says the word that the prompt asks for, as a text recogniser reads it.
 
-The task is Flow-GRPO's (https://arxiv.org/abs/2505.05470): score 1 - (edit distance) / (length of the asked
-word). The recogniser is the PP-OCR network inside the `rapidocr` package, without its text detector: **the
+The recogniser is the PP-OCR network inside the `rapidocr` package, without its text detector: **the
 whole picture is read as one line**. The network's file is run by onnxruntime itself, because rapidocr pads
 every picture to 48 x 320, twice the work of a 32 x 96 picture, and sets up its own logging when it is
 imported.
@@ -12,8 +11,6 @@ with it.
 """
 
 import math
-import re
-import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,12 +19,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mixgrpo.errors import ConfigError, MissingExtraError, RewardError
-from mixgrpo.rewards.base import Scores, mask_unscorable
+from mixgrpo.rewards.base import Scores
+from mixgrpo.rewards.spelling import as_saved, score_spelling
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 _HEIGHT = 48  # of the pictures that PP-OCR was trained on; the network takes no other
 _STRIDE = 8  # pixels of width per letter position
 _MARGIN = 16  # mid-grey columns on the right: without any, a last letter at the edge is misread now and then
-_QUOTED = re.compile(r'["\u201c\u201d]([^"\u201c\u201d]*)["\u201c\u201d]')
 
 
 class Recogniser(NamedTuple):
@@ -50,11 +46,7 @@ class Recogniser(NamedTuple):
 class OcrReward:
     """Reads every picture and compares with the first text in double quotes of its prompt.
 
-    The score is 1 - (edit distance) / (length of the asked word), clipped to [0, 1]. The detail `exact` is 1
-    where the two are equal. Case and spaces are ignored on both sides, and full-width letters count as
-    ordinary ones: several capitals are only larger small letters, and a gap is a space or is not depending on
-    the typeface. Everything else counts, letters beyond the asked word included, so writing more than was
-    asked never pays.
+    Values and the detail `exact` are those of `spelling.score_spelling`.
     """
 
     name = "ocr"
@@ -77,27 +69,7 @@ class OcrReward:
         Raises:
             RewardError: A prompt has no text in double quotes.
         """
-        asked = [_comparable(asked_word(prompt)) for prompt in prompts]
-        read = [_comparable(word) for word in read_words(images, threads=self.threads)]
-        pairs = list(zip(read, asked, strict=True))
-        values = torch.tensor([max(0.0, 1 - edit_distance(a, b) / len(b)) for a, b in pairs])
-        exact = torch.tensor([float(a == b) for a, b in pairs])
-        return Scores(mask_unscorable(values, images), {"exact": mask_unscorable(exact, images)})
-
-
-def asked_word(prompt: str) -> str:
-    """Return the first text in double quotes of a prompt, as written.
-
-    Raises:
-        RewardError: There is none, or nothing but spaces.
-    """
-    quoted = _QUOTED.search(prompt)
-    if quoted is None or not quoted[1].strip():
-        raise RewardError(
-            f"the ocr reward found no word in double quotes in the prompt {prompt!r}. "
-            f'Ask for one, as in: the word "RIVER" in red on white'
-        )
-    return quoted[1]
+        return score_spelling(read_words(images, threads=self.threads), images, prompts)
 
 
 def read_words(images: Tensor, *, threads: int = 1) -> list[str]:
@@ -144,16 +116,6 @@ def load_recogniser() -> Recogniser:
     return Recogniser(session, session.get_inputs()[0].name, ("", *letters, " "))
 
 
-def edit_distance(a: str, b: str) -> int:
-    """Return how many letters must be put in, taken out or replaced to turn `a` into `b` (Levenshtein)."""
-    row = list(range(len(b) + 1))
-    for i, letter in enumerate(a, start=1):
-        above, row = row, [i]
-        for j, other in enumerate(b, start=1):
-            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != other)))
-    return row[-1]
-
-
 def _model_file() -> str:
     """Return the recogniser's file as it was installed: models downloaded beside it later do not count."""
     try:
@@ -169,17 +131,9 @@ def _model_file() -> str:
     return models[0]
 
 
-def _comparable(text: str) -> str:
-    """Drop what the reward ignores: case, spaces, and the width of letters."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def _prepare(images: Tensor) -> Tensor:
-    """Turn images [B, 3, H, W] in [0, 1] into the network's input: BGR in [-1, 1], [B, 3, 48, W'].
-
-    Colours are first rounded to 8 bits: what is read is what a saved file shows.
-    """
-    pixels = (images.detach().nan_to_num().clamp(0, 1) * 255).round().to("cpu", torch.float32) / 255
+    """Turn images [B, 3, H, W] in [0, 1] into the network's input: BGR in [-1, 1], [B, 3, 48, W']."""
+    pixels = as_saved(images)
     height, width = pixels.shape[-2:]
     text_width = max(1, round(width * _HEIGHT / height))
     size = (_HEIGHT, text_width)

@@ -19,7 +19,7 @@ that hangs in C code which keeps the interpreter to itself.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self, TypeVar
@@ -117,21 +117,27 @@ class Scorer:
         for thread in (*self._threads, threading.Thread(target=self._watch, daemon=True)):
             thread.start()
 
-    def submit(self, images: Tensor, prompts: Sequence[str]) -> PendingScores:
+    def submit(
+        self, images: Tensor, prompts: Sequence[str], *, rewards: Collection[str] | None = None
+    ) -> PendingScores:
         """Hand over images [B, 3, H, W] in [0, 1] with their B prompts, B at least 1, and return at once.
 
-        The images must not be changed until the scores are there.
+        Only the `rewards` of these names are asked; None asks all. The images must not be changed until the scores
+        are there.
         """
         if not len(images) == len(prompts) > 0:
             raise ValueError(
                 f"got {len(images)} images and {len(prompts)} prompts: there must be as many, at least one"
             )
+        asked = [lane for lane in self._lanes if rewards is None or lane.name in rewards]
+        if not asked or (rewards is not None and len(asked) < len(set(rewards))):
+            raise ValueError(f"asked for the rewards {rewards}, but there are {[lane.name for lane in self._lanes]}")
         with self._changed:
             if self._closed:
                 raise RuntimeError("the scorer is closed")
             now = time.monotonic()
-            jobs = {lane.name: _Job(images.detach(), list(prompts), now) for lane in self._lanes}
-            for lane in self._lanes:
+            jobs = {lane.name: _Job(images.detach(), list(prompts), now) for lane in asked}
+            for lane in asked:
                 lane.waiting.append(jobs[lane.name])
             self._changed.notify_all()
         return PendingScores(jobs)

@@ -4,11 +4,12 @@ Shapes: P prompts, G samples per prompt. A score that is NaN marks a sample that
 its group's statistics and gets advantage 0.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 _FLAT = 1e-6  # a group whose spread is below this share of its scores holds rounding errors, not differences
@@ -20,14 +21,16 @@ def group_advantages(
     weights: Mapping[str, float] | None = None,
     mix: Literal["advantages", "rewards"] = "advantages",
     clip: float = 5.0,
+    std: Literal["group", "batch"] = "group",
 ) -> Float[Tensor, " prompts group"]:
     """Return A [P, G]: how much better each sample is than its group, in standard deviations.
 
     mix "advantages" (arXiv 2507.21802): A = sum_k w_k (R_k - mean_k) / std_k, so that no reward dominates by its scale.
-    mix "rewards": A = (R - mean) / std of R = sum_k w_k R_k. Mean and population standard deviation are those of the
-    group. A is clipped to [-clip, clip]. Weights default to 1; a reward of weight 0 has no say, not even by its NaNs.
-    A sample that any other reward could not score is masked for all. Groups without spread or with fewer than two
-    scored samples get zeros.
+    mix "rewards": A = (R - mean) / std of R = sum_k w_k R_k. The mean is that of the group; so is the population
+    standard deviation with `std` "group", while "batch" takes that of all scores (Flow-GRPO's global one). A is
+    clipped to [-clip, clip]. Weights default to 1; a reward of weight 0 has no say, not even by its NaNs. A sample
+    that any other reward could not score is masked for all. Groups without spread or with fewer than two scored
+    samples get zeros.
 
     Raises:
         ValueError: if there is no reward, shapes differ, or a weight is missing, unknown or negative.
@@ -38,22 +41,66 @@ def group_advantages(
     scored_PG = torch.isfinite(stacked_KPG).all(0)
     stacked_KPG = torch.where(scored_PG, stacked_KPG, 0.0)
     if mix == "advantages":
-        advantages_PG = (weights_K11 * _normalise(stacked_KPG, scored_PG)).sum(0)
+        advantages_PG = (weights_K11 * _normalise(stacked_KPG, scored_PG, over=std)).sum(0)
     elif mix == "rewards":
-        advantages_PG = _normalise((weights_K11 * stacked_KPG).sum(0), scored_PG)
+        advantages_PG = _normalise((weights_K11 * stacked_KPG).sum(0), scored_PG, over=std)
     else:
         raise ValueError(f"mix must be 'advantages' or 'rewards', got {mix!r}")
     return advantages_PG.clamp(-clip, clip).float()
 
 
-def _normalise(scores: Tensor, scored: Tensor) -> Tensor:
-    """Return (scores - mean) / std over the last dim, of the samples that `scored` marks; zeros elsewhere."""
+def quasi_norm(advantages: Float[Tensor, " prompts group"], *, power: float) -> Float[Tensor, " prompts group"]:
+    """Return A [P, G] divided by its group's l_p quasi-norm and multiplied by sqrt(G) (arXiv 2511.16955).
+
+    A'_i = sqrt(G) A_i / (sum_k |A_k|^p)^(1/p), with p = `power`. At p = 2 normalised advantages stay as they are; below
+    that, groups in which many samples differ a little are damped against groups in which few differ a lot.
+
+    Raises:
+        ValueError: if `power` is not positive.
+    """
+    if not power > 0.0:
+        raise ValueError(f"power must be above 0, got {power}")
+    norm = advantages.double().abs().pow(power).sum(-1, keepdim=True).pow(1.0 / power)
+    scale = math.sqrt(advantages.shape[-1])
+    return torch.where(norm > 0.0, scale * advantages / torch.where(norm > 0.0, norm, 1.0), 0.0).float()
+
+
+def carries_signal(
+    advantages: Float[Tensor, " prompts group"], *, extremes: int = 0, threshold: float = 0.0
+) -> Bool[Tensor, " prompts group"]:
+    """Say which samples of A [P, G] an update is worth its model calls.
+
+    With `extremes` = k those are the k best and the k worst of every group, with 0 all of them; of these, samples with
+    |A| below `threshold` are left out.
+
+    Raises:
+        ValueError: if a group has fewer than 2 k samples, or a value is negative.
+    """
+    group_size = advantages.shape[-1]
+    if not 0 <= 2 * extremes <= group_size:
+        raise ValueError(f"extremes must be in [0, {group_size // 2}] for groups of {group_size}, got {extremes}")
+    if threshold < 0.0:
+        raise ValueError(f"threshold must be at least 0, got {threshold}")
+    kept = ~(advantages.abs() < threshold)  # NaN stays in, where an update will notice it
+    if extremes:
+        rank = advantages.argsort(dim=-1, stable=True).argsort(dim=-1)
+        kept &= (rank < extremes) | (rank >= group_size - extremes)
+    return kept
+
+
+def _normalise(scores: Tensor, scored: Tensor, *, over: str) -> Tensor:
+    """Return (scores - group mean) / std of [..., P, G], of the samples that `scored` [P, G] marks; zeros elsewhere."""
+    if over not in ("group", "batch"):
+        raise ValueError(f"std must be 'group' or 'batch', got {over!r}")
     count = scored.sum(-1, keepdim=True).clamp(min=1)
-    mean = (scores * scored).sum(-1, keepdim=True) / count
-    deviation = (scores - mean) * scored
-    std = (deviation.square().sum(-1, keepdim=True) / count).sqrt()
-    flat = std <= _FLAT * (scores * scored).abs().amax(-1, keepdim=True)
-    return torch.where(flat, 0.0, deviation / torch.where(flat, 1.0, std))
+    deviation = (scores - (scores * scored).sum(-1, keepdim=True) / count) * scored
+    spread = (deviation.square().sum(-1, keepdim=True) / count).sqrt()
+    flat = spread <= _FLAT * (scores * scored).abs().amax(-1, keepdim=True)
+    if over == "batch":
+        total = scored.sum().clamp(min=1)
+        mean = (scores * scored).sum((-2, -1), keepdim=True) / total
+        spread = (((scores - mean) * scored).square().sum((-2, -1), keepdim=True) / total).sqrt()
+    return torch.where(flat, 0.0, deviation / torch.where(flat, 1.0, spread))
 
 
 def _active_weights(scores: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> dict[str, float]:

@@ -122,36 +122,53 @@ class FrozenWindow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RandomWindow:
-    """A window at a uniformly random place in every iteration, keyed by (seed, iteration): the same on every rank."""
+    """A window at a uniformly random place in every iteration, keyed by (seed, iteration): the same on every rank.
+
+    It is drawn from the first `reach` of the positions: all of them, or, as Flow-GRPO-Fast does, the noisier ones.
+    """
 
     num_steps: int
     size: int
     seed: int
+    reach: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the values."""
         _check_size(self.num_steps, self.size)
+        if not 0.0 < self.reach <= 1.0:
+            raise ValueError(f"reach must be in (0, 1], got {self.reach}")
 
     def at(self, iteration: int) -> range:
         """Return the stochastic steps of `iteration`, counted from 0."""
         _check_iteration(iteration)
         starts = _starts(self.num_steps, self.size, 1)
+        starts = starts[: max(1, round(self.reach * len(starts)))]
         return _window(starts[_draw(self.seed, iteration, 0) % len(starts)], self.size)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AllSteps:
-    """Every step but the last is stochastic (Flow-GRPO, DanceGRPO); an update may train a random share of them."""
+    """Every step but the last is stochastic (Flow-GRPO, DanceGRPO); an update may train only some of them.
+
+    That is floor(trained_fraction (T - 1)) steps, or `num_trained` if that is not 0: drawn anew for every iteration
+    (`choice` "random") or always the first ones ("first").
+    """
 
     num_steps: int
     trained_fraction: float = 1.0
     seed: int = 0
+    num_trained: int = 0
+    choice: Literal["random", "first"] = "random"
 
     def __post_init__(self) -> None:
         """Check the values."""
         _check_size(self.num_steps, 1)
         if not 0.0 < self.trained_fraction <= 1.0:
             raise ValueError(f"trained_fraction must be in (0, 1], got {self.trained_fraction}")
+        if not 0 <= self.num_trained <= self.num_steps - 1:
+            raise ValueError(f"num_trained must be in [0, {self.num_steps - 1}], got {self.num_trained}")
+        if self.choice not in ("random", "first"):
+            raise ValueError(f"choice must be 'random' or 'first', got {self.choice!r}")
 
     def at(self, iteration: int) -> range:
         """Return all steps that may be stochastic."""
@@ -159,9 +176,11 @@ class AllSteps:
         return range(self.num_steps - 1)
 
     def trained(self, iteration: int) -> tuple[int, ...]:
-        """Return the steps that the updates of `iteration` train, in order: floor(trained_fraction (T - 1)) of them."""
+        """Return the steps that the updates of `iteration` train, in order."""
         window = self.at(iteration)
-        count = max(1, int(self.trained_fraction * len(window) + 1e-9))
+        count = self.num_trained or max(1, int(self.trained_fraction * len(window) + 1e-9))
+        if self.choice == "first":
+            return tuple(window[:count])
         return tuple(sorted(sorted(window, key=lambda step: _draw(self.seed, iteration, 1 + step))[:count]))
 
 

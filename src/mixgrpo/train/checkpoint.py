@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, read without pickle.
 
 `checkpoints/step-000025/` holds `trained.safetensors` (full weights or adapters, float32), `average.safetensors` if
-there is a moving average, `optimizer.safetensors` and `state.json`. `last.txt` and `best.txt` beside it name a folder.
+there is a moving average, `lagging.safetensors` if the sampling policy lags behind, `optimizer.safetensors` and
+`state.json`. `last.txt` and `best.txt` beside it name a folder.
 """
 
 import json
@@ -43,6 +44,8 @@ def save_checkpoint(
         save_file(weights, unfinished / "trained.safetensors")
         if policy.average:
             save_file(policy.average, unfinished / "average.safetensors")
+        if policy.lagging:
+            save_file(policy.lagging, unfinished / "lagging.safetensors")
         save_file(_optimizer_tensors(policy, optimizer), unfinished / "optimizer.safetensors")
         _write_state(unfinished, state)
         unfinished.rename(folder)
@@ -63,11 +66,12 @@ def load_checkpoint(run: Path, policy: Policy, optimizer: torch.optim.Optimizer)
     weights = load_weights(folder, averaged=False)
     _check_names(folder, weights, policy)
     policy.load(weights)
-    if policy.average:
-        averages = load_weights(folder, averaged=True)
-        _check_names(folder, averages, policy)
-        for name, average in policy.average.items():
-            average.copy_(averages[name])
+    for name, copies in (("average", policy.average), ("lagging", policy.lagging)):
+        if copies:
+            saved = _read(folder / f"{name}.safetensors")
+            _check_names(folder, saved, policy)
+            for key, copy in copies.items():
+                copy.copy_(saved[key])
     _restore_optimizer(folder, policy, optimizer)
     try:
         state = RunState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))

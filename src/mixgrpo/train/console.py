@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mixgrpo.config.schema import Config
 
-_UNITS = {"sampling": "prompts", "updating": "micro-batches", "evaluating": "images"}
+_UNITS = {"sampling": "prompts", "updating": "micro-batches", "evaluating": "images", "training sampler": "images"}
 _RECENT = 10
 """Iterations that the time left is estimated from."""
 
@@ -115,7 +115,8 @@ def render(run: Progress, console: Console, now: float) -> Table:
     """Draw the display: a row each for the iterations, the window, the present phase and every reward."""
     bar, plain = 24 if console.width >= 100 else 12, not speaks_unicode(console)
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True, min_width=max(map(len, ["evaluating", *run.rewards])))
+    heldout_only = [name for name in (run.evals[-1]["rewards"] if run.evals else ()) if name not in run.rewards]
+    table.add_column(style="dim", no_wrap=True, min_width=max(map(len, ["evaluating", *run.rewards, *heldout_only])))
     table.add_column(no_wrap=True, overflow="ellipsis")
     table.add_row("iteration", _iteration_line(run, bar))
     if run.window is not None:
@@ -125,6 +126,8 @@ def render(run: Progress, console: Console, now: float) -> Table:
         if values:
             line = _reward_line(list(values), bar, plain=plain)
             table.add_row(name, line.append("  ").append(_heldout(run.evals, name)))
+    for name in heldout_only:
+        table.add_row(name, _heldout(run.evals, name))
     return table
 
 

@@ -9,6 +9,7 @@ import torch
 import mixgrpo
 from mixgrpo.config.load import load_config
 from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import NftLossConfig
 from mixgrpo.errors import CheckpointError, ConfigError
 from mixgrpo.models import FlowModel, load_model
 from mixgrpo.train.checkpoint import Which, find_checkpoint, load_weights
@@ -33,11 +34,12 @@ def load_run_config(run: Path) -> Config:
 def load_policy(config: Config, *, for_training: bool = True) -> Policy:
     """Load the starting model of a config and make it trainable as a run does; to draw only, without copies."""
     return Policy(
-        load_model(config.model.path, **config.model.model_dump(exclude={"path", "threads"})),
+        load_model(config.model.path, **config.model.model_dump(exclude={"path", "threads", "compile"})),
         config.lora,
         seed=config.seed,
         with_reference=for_training and config.loss.kl_weight > 0,
         ema_decay=config.optim.ema_decay if for_training else 0.0,
+        lags=for_training and isinstance(config.loss, NftLossConfig) and config.loss.old_decay_rate > 0.0,
     )
 
 

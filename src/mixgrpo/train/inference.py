@@ -1,4 +1,4 @@
-"""Drawing images by plain ODE sampling, with one model or with two in turn, and scoring them."""
+"""Drawing one image per prompt, with one model or with two in turn, and scoring them."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from mixgrpo.errors import ConfigError
+from mixgrpo.flow.multistep import Variant
 from mixgrpo.flow.noise import Noise
-from mixgrpo.flow.plan import plan_trajectory
-from mixgrpo.flow.rollout import rollout
+from mixgrpo.flow.plan import TrajectoryPlan
+from mixgrpo.flow.rollout import Kernel, rollout
 from mixgrpo.models import FlowModel
 from mixgrpo.rewards.scorer import Scorer
 from mixgrpo.train.scores import Means, join_tables, summarise
-
-Progress = Callable[[int, int], None]
-"""(images done, images in all) -> None."""
 
 
 @torch.no_grad()
@@ -22,18 +20,19 @@ def draw_batches(
     model: FlowModel,
     prompts: Sequence[str],
     *,
-    num_steps: int,
-    shift: float,
+    plan: TrajectoryPlan,
     seed: int,
     batch: int,
+    kernel: Kernel | None = None,
+    tail_variant: Variant = "midpoint",
     base: FlowModel | None = None,
     tuned_fraction: float = 1.0,
 ) -> Iterator[tuple[range, Tensor]]:
     """Draw one image per prompt, `batch` at a time: yield (indices, images [b, 3, H, W] in [0, 1]).
 
-    Prompt i starts from the same noise whatever the batch or the model. With `base`, the first
-    round(tuned_fraction * num_steps) steps are `model`'s and the rest `base`'s (hybrid inference, arXiv 2507.21802,
-    table 18).
+    Prompt i starts from the same noise whatever the batch, the model or the plan; a plan with stochastic steps needs
+    their `kernel`. With `base`, the first round(tuned_fraction * steps) steps are `model`'s and the rest `base`'s
+    (hybrid inference, arXiv 2507.21802, table 18).
 
     Raises:
         ConfigError: if a fraction is given without a base model, or the two models have different latents.
@@ -44,8 +43,7 @@ def draw_batches(
         raise ConfigError("a tuned fraction below 1 needs a base model to take the rest of the steps")
     if base is not None and base.latent_shape != model.latent_shape:
         raise ConfigError(f"the models' latents differ: {model.latent_shape} and {base.latent_shape}")
-    plan = plan_trajectory(num_steps=num_steps, shift=shift, window=range(0))
-    base_from = plan.sigmas[round(tuned_fraction * num_steps)]
+    base_from = plan.sigmas[round(tuned_fraction * plan.num_steps)]
     noise = Noise(seed, 0, model.latent_shape)
     for start in range(0, len(prompts), batch):
         rows = range(start, min(start + batch, len(prompts)))
@@ -64,43 +62,15 @@ def draw_batches(
             velocity,
             plan,
             noise,
-            kernel=None,
+            kernel=kernel,
             prompts=rows,
             group_size=1,
             micro_batch=batch,
+            record=(),
+            tail_variant=tail_variant,
             device=model.device,
         )
         yield rows, model.decode(trajectory.x0[:, 0])
-
-
-def draw_images(
-    model: FlowModel,
-    prompts: Sequence[str],
-    *,
-    num_steps: int,
-    shift: float,
-    seed: int,
-    batch: int,
-    base: FlowModel | None = None,
-    tuned_fraction: float = 1.0,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Draw one image per prompt as `draw_batches` does and return them together, [N, 3, H, W] in [0, 1]."""
-    images = []
-    for rows, part in draw_batches(
-        model,
-        prompts,
-        num_steps=num_steps,
-        shift=shift,
-        seed=seed,
-        batch=batch,
-        base=base,
-        tuned_fraction=tuned_fraction,
-    ):
-        images.append(part)
-        if progress is not None:
-            progress(rows.stop, len(prompts))
-    return torch.cat(images)
 
 
 def score_batches(

@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,15 +14,16 @@ from torch import Tensor
 import mixgrpo
 from mixgrpo.config.load import dump_resolved
 from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import NftLossConfig
 from mixgrpo.data.prompts import load_prompts, prompt_batch
 from mixgrpo.errors import ConfigError, MixGRPOError
 from mixgrpo.flow.noise import Noise
+from mixgrpo.flow.plan import TrajectoryPlan, ode_plan
 from mixgrpo.flow.rollout import Kernel
-from mixgrpo.flow.steps import cps_kernel, dance_sde_kernel, flow_sde_kernel, gddim_kernel
 from mixgrpo.report import write_report
 from mixgrpo.rewards import make_reward
 from mixgrpo.rewards.scorer import Scorer
-from mixgrpo.rl.advantages import group_advantages
+from mixgrpo.rl.advantages import group_advantages, quasi_norm
 from mixgrpo.rl.window import trained_steps
 from mixgrpo.train.checkpoint import load_checkpoint, save_checkpoint
 from mixgrpo.train.clock import Clock, Interrupted, StopRequest
@@ -30,18 +31,13 @@ from mixgrpo.train.export import export_run, load_policy
 from mixgrpo.train.guard import check_collapse, check_failures, check_skipped, longest_streak
 from mixgrpo.train.inference import draw_batches, score_batches
 from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
+from mixgrpo.train.objective import make_objective
 from mixgrpo.train.samples import SampleSheet
 from mixgrpo.train.scores import Means, summarise
 from mixgrpo.train.settings import make_plan, make_window
 from mixgrpo.train.state import RunState
-from mixgrpo.train.step import Experience, Updater, UpdateReport, sample_and_score
-
-KERNELS: dict[str, Kernel] = {
-    "flow_sde": flow_sde_kernel,
-    "dance_sde": dance_sde_kernel,
-    "cps": cps_kernel,
-    "gddim": gddim_kernel,
-}
+from mixgrpo.train.step import Experience, make_kernel, sample_and_score
+from mixgrpo.train.update import Updater, UpdateReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +68,16 @@ def train(config: Config, run: Path, *, resume: bool = False, sinks: Sequence[Me
 class Trainer:
     """What lives as long as a run: model, optimiser, rewards, prompts, and the state between iterations."""
 
-    def __init__(self, config: Config, run: Path, *, resume: bool, sinks: Sequence[MetricSink]) -> None:
-        """Load everything, cheap things and likely mistakes first."""
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        *,
+        resume: bool,
+        sinks: Sequence[MetricSink],
+        stop: StopRequest | None = None,
+    ) -> None:
+        """Load everything, cheap things and likely mistakes first; `stop` may be one that several trainers share."""
         self.config, self.run = config, run
         if not resume:
             if (run / "metrics.jsonl").exists():
@@ -85,6 +89,8 @@ class Trainer:
         if config.model.threads:
             torch.set_num_threads(config.model.threads)
         self.policy = load_policy(config)
+        if config.model.compile:
+            self.policy.model.transformer.compile()
         self.optimizer = torch.optim.AdamW(
             list(self.policy.trained.values()),
             lr=config.optim.lr,
@@ -93,15 +99,32 @@ class Trainer:
         )
         self.state = load_checkpoint(run, self.policy, self.optimizer) if resume else RunState()
         self.window = make_window(config)
-        self.kernel: Kernel = partial(KERNELS[config.rollout.kernel], eta=config.rollout.eta)
-        self.clock, self.stop = Clock(), StopRequest()
-        self.updater = Updater(self.policy, self.optimizer, config, self.kernel, self.clock)
+        self.kernel = make_kernel(config)
+        self.clock, self.stop = Clock(), stop or StopRequest()
+        self.updater = Updater(self.policy, self.optimizer, config, make_objective(config, self.kernel), self.clock)
         rows = JsonlSink(run / "metrics.jsonl", keep_before=self.state.iteration if resume else None)
         self.sinks = Sinks([rows, *sinks])
 
     def run_all(self) -> Outcome:
-        """Evaluate, iterate, evaluate."""
-        start = self.state.iteration
+        """Evaluate, iterate, evaluate, export."""
+        self.begin()
+        with self.stop.listening():
+            try:
+                while not self.done:
+                    self.advance()
+                self.finish()
+            except Interrupted:
+                return self.interrupt()
+            except MixGRPOError as error:
+                self.save()
+                self.end(f"stopped: {error}")
+                raise
+            self.sinks.progress("exporting", 0, 1)
+            export_run(self.run, self.run / "export", policy=self.policy)
+            return self.end("finished")
+
+    def begin(self) -> None:
+        """Write down what starts, or goes on, and on what machine."""
         self.sinks.record(
             {
                 "kind": "start",
@@ -111,30 +134,41 @@ class Trainer:
                 "python": platform.python_version(),
                 "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
                 "trained_parameters": sum(weight.numel() for weight in self.policy.trained.values()),
-                "resumed_from": start or None,
+                "resumed_from": self.state.iteration or None,
             }
         )
-        with self.stop.listening():
-            try:
-                for iteration in range(start, self.config.iterations):
-                    self.stop.check()
-                    if iteration % self.config.eval.every == 0:
-                        self.evaluate()
-                    self.iterate(iteration)
-                    if self.state.iteration % self.config.checkpoint.every == 0:
-                        self.save()
-                self.evaluate()
-            except Interrupted:
-                self.save()
-                return self._end("interrupted")
-            except MixGRPOError as error:
-                self.save()
-                self._end(f"stopped: {error}")
-                raise
+
+    @property
+    def done(self) -> bool:
+        """Whether all iterations are done."""
+        return self.state.iteration >= self.config.iterations
+
+    def advance(self) -> None:
+        """Do the next iteration, after an evaluation and before a checkpoint where they are due.
+
+        Raises:
+            Interrupted: if somebody asked to stop; the state is then that between two iterations.
+        """
+        self.stop.check()
+        if self.state.iteration % self.config.eval.every == 0:
+            self.evaluate()
+        self.iterate(self.state.iteration)
+        if self.state.iteration % self.config.checkpoint.every == 0:
             self.save()
-            self.sinks.progress("exporting", 0, 1)
-            export_run(self.run, self.run / "export", policy=self.policy)
-            return self._end("finished")
+
+    def finish(self) -> None:
+        """Evaluate and save the result.
+
+        Raises:
+            Interrupted: if somebody asked to stop.
+        """
+        self.evaluate()
+        self.save()
+
+    def interrupt(self) -> Outcome:
+        """Save, so that the run can be resumed."""
+        self.save()
+        return self.end("interrupted")
 
     def iterate(self, iteration: int) -> None:
         """Sample a group for every prompt of the iteration, score it, and update the policy on the window's steps."""
@@ -162,12 +196,7 @@ class Trainer:
         table = experience.scores
         check_failures(table.failed, count * config.rollout.group_size, table.failures, config)
         scores = {name: values.reshape(count, -1) for name, values in experience.scores.values.items()}
-        advantages = group_advantages(
-            scores,
-            weights={reward.name: reward.weight for reward in config.rewards},
-            mix=config.loss.reward_mix,
-            clip=config.loss.advantage_clip,
-        ).to(self.policy.model.device)
+        advantages = self._advantages(scores)
         with self.clock.span("update"):
             report = self.updater.update(
                 experience,
@@ -176,6 +205,8 @@ class Trainer:
                 stop=self.stop,
                 progress=partial(self.sinks.progress, "updating"),
             )
+        if isinstance(config.loss, NftLossConfig):
+            self.policy.update_lagging(min(config.loss.old_decay_rate * iteration, config.loss.old_decay_max))
         self.state.updates += config.loss.updates_per_iteration
         self.state.iteration = iteration + 1
         self._record(iteration, window, experience, scores, advantages, report, time.perf_counter() - started)
@@ -186,24 +217,11 @@ class Trainer:
     def evaluate(self) -> None:
         """Draw the held-out prompts by ODE sampling from fixed noise, score them, and keep the best weights."""
         config, started, iteration = self.config, time.perf_counter(), self.state.iteration
-        self.sinks.progress("evaluating", 0, len(self.heldout))
         sheet = SampleSheet(self.run, iteration, self.heldout[: config.eval.samples])
-        batches = draw_batches(
-            self.policy.model,
-            self.heldout,
-            num_steps=config.eval.num_steps,
-            shift=config.rollout.shift,
-            seed=config.eval.seed,
-            batch=config.rollout.micro_batch,
-        )
-
-        def keep(rows: range, images: Tensor) -> None:
-            self.stop.check()
-            sheet.add(rows, images)
-            self.sinks.progress("evaluating", rows.stop, len(self.heldout))
-
+        plan = ode_plan(config.eval.num_steps, config.rollout.shift)
         with self.policy.averaged():
-            means = score_batches(batches, self.heldout, self.scorer, on_images=keep)
+            means = self._score_heldout(plan, None, "evaluating", sheet)
+            trained_as = self._evaluate_training_sampler() if config.eval.training_sampler else {}
         check_failures(means.failed, len(self.heldout), {}, config)
         sheet.close()
         value = self._judge(means)
@@ -220,14 +238,43 @@ class Trainer:
                 "seconds": time.perf_counter() - started,
                 "weights": "average" if self.policy.average else "policy",
                 "num_prompts": len(self.heldout),
-                "rewards": means.rewards,
-                "details": means.details,
-                "standard_errors": means.standard_errors,
+                **_figures(means),
+                **trained_as,
                 "failed": means.failed,
                 "best": best,
             }
         )
         write_report(self.run)
+
+    def _evaluate_training_sampler(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Draw the held-out prompts as the next iteration (after the last, the last one) draws its samples."""
+        iteration = min(self.state.iteration, self.config.iterations - 1)
+        plan = make_plan(self.config, self.window.at(iteration))
+        return {"training_sampler": _figures(self._score_heldout(plan, self.kernel, "training sampler", None))}
+
+    def _score_heldout(
+        self, plan: TrajectoryPlan, kernel: Kernel | None, phase: str, sheet: SampleSheet | None
+    ) -> Means:
+        """Draw one image per held-out prompt from fixed noise and score them."""
+        batches = draw_batches(
+            self.policy.model,
+            self.heldout,
+            plan=plan,
+            seed=self.config.eval.seed,
+            batch=self.config.rollout.micro_batch,
+            kernel=kernel,
+            # an Euler plan has no formula to choose, and "corrected" is none of its order
+            tail_variant=self.config.rollout.tail_variant if plan.tail_order > 1 else "midpoint",
+        )
+        self.sinks.progress(phase, 0, len(self.heldout))
+
+        def keep(rows: range, images: Tensor) -> None:
+            self.stop.check()
+            if sheet is not None:
+                sheet.add(rows, images)
+            self.sinks.progress(phase, rows.stop, len(self.heldout))
+
+        return score_batches(batches, self.heldout, self.scorer, on_images=keep)
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint of the state between two iterations."""
@@ -238,6 +285,20 @@ class Trainer:
         """Let go of threads and files."""
         self.scorer.close()
         self.sinks.close()
+
+    def _advantages(self, scores: dict[str, Tensor]) -> Tensor:
+        """Return the advantages [P, G] of the scores [P, G] by reward."""
+        settings = self.config.advantages
+        advantages = group_advantages(
+            scores,
+            weights={reward.name: reward.weight for reward in self.config.rewards if not reward.evaluation_only},
+            mix=settings.mix,
+            clip=settings.clip,
+            std=settings.std,
+        )
+        if settings.quasi_norm:
+            advantages = quasi_norm(advantages, power=settings.quasi_norm)
+        return advantages.to(self.policy.model.device)
 
     def _judge(self, means: Means) -> float:
         """Return the held-out figure that decides which weights are best."""
@@ -282,7 +343,10 @@ class Trainer:
                 "skipped_updates": sum(report.skipped),
                 "skipped_groups": int((advantages == 0).all(1).sum()),
                 "steps": {str(step): figures for step, figures in report.steps.items()},
-                "calls": {"sampling": experience.calls / num_samples, "update": report.calls / num_samples},
+                "calls": {
+                    "sampling": experience.calls / num_samples,
+                    **{name: states / num_samples for name, states in asdict(report.calls).items()},
+                },
                 "timing": self._timing(seconds),
             }
         )
@@ -292,7 +356,8 @@ class Trainer:
         inside = sum(spans.get(name, 0.0) for name in ("model", "decode", "score_wait", "encode"))
         return {**spans, "other": seconds - inside}
 
-    def _end(self, reason: str) -> Outcome:
+    def end(self, reason: str) -> Outcome:
+        """Write down how the run ended, and its report."""
         self.sinks.record({"kind": "end", "iteration": self.state.iteration, "time": time.time(), "reason": reason})
         write_report(self.run)
         return Outcome("finished" if reason == "finished" else "interrupted", self.state.iteration, self.run)
@@ -317,6 +382,10 @@ def _load_prompts(config: Config) -> tuple[list[str], list[str]]:
     if both := set(prompts) & set(heldout):
         raise ConfigError(f"prompts.heldout must not be trained on, but prompts.train holds {min(both)!r} too")
     return prompts, heldout[: config.eval.num_prompts or None]
+
+
+def _figures(means: Means) -> dict[str, dict[str, float]]:
+    return {"rewards": means.rewards, "details": means.details, "standard_errors": means.standard_errors}
 
 
 def _spread(values: Tensor) -> float | None:

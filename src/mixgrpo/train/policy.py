@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from torch import Tensor, nn
 
-from mixgrpo.config.schema import LoraConfig
+from mixgrpo.config.sections import LoraConfig
 from mixgrpo.errors import ConfigError
 from mixgrpo.models import Conditioning, FlowModel
 
@@ -21,7 +21,14 @@ class Policy:
     """
 
     def __init__(
-        self, model: FlowModel, lora: LoraConfig, *, seed: int, with_reference: bool, ema_decay: float
+        self,
+        model: FlowModel,
+        lora: LoraConfig,
+        *,
+        seed: int,
+        with_reference: bool,
+        ema_decay: float,
+        lags: bool = False,
     ) -> None:
         """Make the transformer of `model` trainable.
 
@@ -41,9 +48,9 @@ class Policy:
             name: parameter for name, parameter in model.transformer.named_parameters() if parameter.requires_grad
         }
         self.ema_decay = ema_decay
-        self.average: dict[str, Tensor] = (
-            {name: parameter.detach().clone() for name, parameter in self.trained.items()} if ema_decay else {}
-        )
+        self.average: dict[str, Tensor] = self._copy() if ema_decay else {}
+        self.lagging: dict[str, Tensor] = self._copy() if lags else {}
+        """Weights of a sampling policy that lags behind the trained one; empty where the two are one."""
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """Predict with the trained weights."""
@@ -61,18 +68,38 @@ class Policy:
         for name, average in self.average.items():
             average.lerp_(self.trained[name], 1.0 - self.ema_decay)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    @torch.no_grad()
+    def update_lagging(self, keep: float) -> None:
+        """Let the sampling policy catch up, keeping the share `keep` of itself; does nothing where it does not lag."""
+        for name, lagging in self.lagging.items():
+            lagging.lerp_(self.trained[name], 1.0 - keep)
+
+    def averaged(self) -> AbstractContextManager[None]:
         """Use the average, where there is one, in place of the trained weights."""
-        if not self.average:
+        return self._using(self.average)
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Use the sampling policy's weights, where it lags behind, in place of the trained weights."""
+        return self._using(self.lagging)
+
+    @contextmanager
+    def _using(self, weights: dict[str, Tensor]) -> Iterator[None]:
+        if not weights:
             yield
             return
-        kept = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-        self.load(self.average)
+        self._exchange(weights)
         try:
             yield
         finally:
-            self.load(kept)
+            self._exchange(weights)
+
+    def _exchange(self, weights: dict[str, Tensor]) -> None:
+        """Exchange the trained weights and `weights` without copying either."""
+        for name, parameter in self.trained.items():
+            parameter.data, weights[name] = weights[name], parameter.data
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:

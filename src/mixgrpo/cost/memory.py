@@ -1,0 +1,135 @@
+"""Bytes that a run holds on its device: what stays, and what comes and goes in the phases of an iteration. No torch.
+
+Several ranks are reckoned as FSDP shares them out: weights, gradients, optimiser state and every copy of the weights
+in equal parts; text encoders and VAE whole on every rank. What a device's driver and its allocator take is not counted.
+"""
+
+from dataclasses import dataclass
+
+from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import ModelConfig, NftLossConfig
+from mixgrpo.cost.calls import iteration_calls, kinds_of_iterations
+from mixgrpo.cost.operations import computes_in_half, training_of
+from mixgrpo.rl.window import trained_steps
+from mixgrpo.shapes import Shape, Training
+from mixgrpo.train.settings import make_window
+
+_WIDE = 4
+_HALF = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by what they are for."""
+
+    resident: dict[str, int]
+    """What stays through an iteration."""
+    phases: dict[str, int]
+    """What a phase needs besides; one phase follows another."""
+
+    @property
+    def peak(self) -> int:
+        """What stays and the hungriest phase."""
+        return sum(self.resident.values()) + max(self.phases.values())
+
+
+def estimate_memory(config: Config, shape: Shape, *, ranks: int = 1, cuda: bool = True) -> Memory:
+    """Return the bytes on one of `ranks` devices, the prompts shared out among them."""
+    config = config_of_rank(config, ranks)
+    model, training = config.model, training_of(config.model, config.lora, shape)
+    sampled, updated = _largest_calls(config)
+    resident = {
+        **_weights(config, shape, training, ranks),
+        "text encoders and VAE": _frozen_parameters(shape) * _bytes(model.dtype),
+        "trajectories": _trajectories(config, shape),
+    }
+    trained = shape.transformer.trained_parameters(training)
+    converted = _converted(config, shape, ranks)
+    computing = _HALF if computes_in_half(model) else _WIDE
+    phases = {
+        "sampling": sampled * shape.forward_peak * computing + converted,
+        "decoding": sampled * shape.decoder_peak * _bytes(model.dtype),
+        "updating": _update(model, shape, training, converted, samples=updated),
+        # on a GPU, AdamW works on all parameters at once and holds as much again for a moment
+        "optimiser step": trained * _WIDE // ranks if cuda else 0,
+    }
+    return Memory(resident, phases)
+
+
+def config_of_rank(config: Config, ranks: int) -> Config:
+    """Return the config of the busiest of `ranks` ranks that share out the prompts."""
+    return config.model_copy(update={"prompts_per_iteration": -(-config.prompts_per_iteration // ranks)})
+
+
+def _largest_calls(config: Config) -> tuple[int, int]:
+    """Return the most samples of a sampling call and of a forward and backward call."""
+    calls = [iteration_calls(config, iteration) for iteration, _ in kinds_of_iterations(config)]
+    return (
+        max(size for each in calls for chunk in each.chunks for size in (*chunk.sampling, *chunk.decoding)),
+        max(size for each in calls for size in each.update),
+    )
+
+
+def _weights(config: Config, shape: Shape, training: Training, ranks: int) -> dict[str, int]:
+    """Return the bytes of everything that is as large as the weights."""
+    network = shape.transformer
+    trained = network.trained_parameters(training)
+    full = not training.rank
+    weights = trained * _WIDE if full else network.parameters * _bytes(config.model.dtype) + trained * _WIDE
+    copies = {
+        "weights": weights,
+        "gradients": trained * _WIDE,
+        "optimiser": 2 * trained * _WIDE,
+        "average": trained * _WIDE if config.optim.ema_decay else 0,
+        "sampling policy": trained * _WIDE if _lags(config) else 0,
+        "starting model": network.parameters * _bytes(config.model.dtype) if full and config.loss.kl_weight else 0,
+    }
+    return {name: size // ranks for name, size in copies.items() if size}
+
+
+def _frozen_parameters(shape: Shape) -> int:
+    encoders = sum(network.parameters for network in shape.text_encoders)
+    return encoders + shape.decoder.parameters + shape.other_parameters
+
+
+def _lags(config: Config) -> bool:
+    return isinstance(config.loss, NftLossConfig) and config.loss.old_decay_rate > 0.0
+
+
+def _trajectories(config: Config, shape: Shape) -> int:
+    """Return the bytes of what is kept between sampling and update: prompts, and both ends of the trained steps."""
+    window, prompts = make_window(config), config.prompts_per_iteration
+    steps = max(len(trained_steps(window, iteration)) for iteration in range(config.iterations))
+    latents = 2 * steps * prompts * config.rollout.group_size * shape.latent_numbers * _WIDE
+    return latents + prompts * shape.conditioning_numbers * _bytes(config.model.dtype)
+
+
+def _converted(config: Config, shape: Shape, ranks: int) -> int:
+    """Return the bytes of weights in the type of computation.
+
+    One process: autocast converts float32 weights and holds on to the results until the forward pass ends. Several
+    ranks: FSDP gathers block after block, one ahead, in the type of computation.
+    """
+    network = shape.transformer
+    if ranks > 1:
+        return 2 * network.largest_block * (_HALF if computes_in_half(config.model) else _WIDE)
+    wide = not config.lora.rank or config.model.dtype == "float32"
+    return network.matrix_parameters * _HALF if config.model.autocast != "off" and wide else 0
+
+
+def _update(model: ModelConfig, shape: Shape, training: Training, converted: int, *, samples: int) -> int:
+    """Return the bytes of one forward and backward pass."""
+    half = computes_in_half(model)
+    plain = _HALF if half else _WIDE
+    adapters = _HALF if model.autocast != "off" else _WIDE
+    kept = shape.transformer.keeps(training).bytes(plain=plain, wide=_WIDE, adapters=adapters)
+    kept += shape.backward_peak * plain
+    if not training.checkpointing:
+        return samples * kept + converted
+    # the converted weights are gone when the backward pass comes to the blocks
+    boundaries = shape.transformer.num_blocks * shape.transformer.boundary * plain
+    return max(samples * kept, samples * boundaries + converted)
+
+
+def _bytes(dtype: str) -> int:
+    return _HALF if dtype == "bfloat16" else _WIDE

@@ -1,0 +1,108 @@
+"""Predicted bytes against those that tensors take, and against the growth of a whole process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cost.meter import Meter
+from mixgrpo.config.load import load_config
+from mixgrpo.config.schema import Config
+from mixgrpo.cost.memory import Memory, estimate_memory
+from mixgrpo.cost.operations import shape_of
+from mixgrpo.train.export import load_policy
+from mixgrpo.train.memory import peak_memory_bytes, reset_peak_memory
+
+BATCH = 24
+VARIANTS = {
+    "float32": (),
+    "float32, checkpointing": ("--model.gradient-checkpointing", "true"),
+    "adapters": ("--lora.rank", "8"),
+    "autocast": ("--model.autocast", "bfloat16"),
+    "autocast, checkpointing": ("--model.autocast", "bfloat16", "--model.gradient-checkpointing", "true"),
+    "adapters on bfloat16": ("--lora.rank", "8", "--model.dtype", "bfloat16"),
+    "adapters, checkpointing, autocast": (
+        *("--lora.rank", "8", "--model.dtype", "bfloat16", "--model.autocast", "bfloat16"),
+        *("--model.gradient-checkpointing", "true"),
+    ),
+}
+
+
+def nano(*args: str) -> Config:
+    batches = ("--rollout.micro-batch", str(BATCH), "--loss.micro-batch", str(BATCH))
+    return load_config("flux-nano", [*batches, *args])
+
+
+def estimate(config: Config, ranks: int = 1, *, cuda: bool = False) -> Memory:
+    shape = shape_of(config.model)
+    assert shape is not None
+    return estimate_memory(config, shape, ranks=ranks, cuda=cuda)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_phases_take_what_is_predicted(variant: str) -> None:
+    config = nano(*VARIANTS[variant])
+    policy = load_policy(config)
+    model = policy.model
+    x, conditioning = torch.randn(BATCH, *model.latent_shape), model.encode(["a sign"] * BATCH)
+    model.velocity(x, 0.5, conditioning).float().sum().backward()  # now the gradients have their memory
+    with torch.no_grad(), Meter() as sampling:
+        model.velocity(x, 0.5, conditioning)
+    with torch.no_grad(), Meter() as decoding:
+        model.decode(x)
+    with Meter() as updating:
+        model.velocity(x, 0.5, conditioning).float().square().mean().backward()
+    phases = estimate(config).phases
+    assert phases["decoding"] == pytest.approx(decoding.peak, rel=0.02)
+    assert phases["sampling"] == pytest.approx(sampling.peak, rel=0.15)
+    assert phases["updating"] == pytest.approx(updating.peak, rel=0.20)
+
+
+def test_what_stays_is_what_a_policy_holds() -> None:
+    config = nano("--optim.ema-decay", "0.9", "--loss.kl-weight", "0.1")
+    policy = load_policy(config)
+    trained = sum(weight.numel() for weight in policy.trained.values())
+    resident = estimate(config).resident
+    assert resident["weights"] == resident["gradients"] == resident["average"] == 4 * trained
+    assert resident["optimiser"] == 8 * trained
+    assert resident["starting model"] == 4 * sum(w.numel() for w in policy._frozen.parameters())
+
+
+def test_ranks_share_the_weights_and_the_prompts() -> None:
+    config = load_config("flux1-dev-mixgrpo")
+    alone, together = estimate(config, cuda=True), estimate(config, 32, cuda=True)
+    for name in ("weights", "gradients", "optimiser", "trajectories"):
+        assert together.resident[name] == pytest.approx(alone.resident[name] / 32)
+    assert together.resident["text encoders and VAE"] == alone.resident["text encoders and VAE"]
+    assert alone.resident["weights"] == 4 * 11_901_408_320
+    assert alone.peak > 200e9
+    assert estimate(load_config("flux1-dev-mixgrpo", ["--lora.rank", "32"]), cuda=True).peak < 80e9
+
+
+def test_the_peak_of_this_process_is_seen() -> None:
+    device = torch.device("cpu")
+    before = reset_peak_memory(device)
+    if before is None:
+        pytest.skip("this system cannot start its account anew")
+    kept = torch.ones(40_000_000)
+    assert peak_memory_bytes(device) - before == pytest.approx(kept.nbytes, rel=0.1)
+    del kept
+    assert peak_memory_bytes(device) - before > 100_000_000
+    assert reset_peak_memory(device) < before + 100_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's account of a process")
+def test_a_process_grows_as_predicted() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "memory.py"
+    settings = ("--model.threads", "1", "--prompts-per-iteration", "5", "--loss.micro-batch", "20")
+    done = subprocess.run(
+        [sys.executable, script, "--json", "flux-nano", "--", *settings], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["measured"] == pytest.approx(figures["predicted"], rel=0.15)
