@@ -30,8 +30,9 @@ from mixgrpo.models import FlowModel, load_model
 from mixgrpo.nano.data import Picture, draw_pictures, make_prompt
 from mixgrpo.nano.render import _CELL_WIDTH, FACES, HEIGHT, LETTERS, WIDTH, Look
 from mixgrpo.rewards.colors import ColorReward, asked_colors
-from mixgrpo.rewards.ocr import OcrReward, asked_word
+from mixgrpo.rewards.ocr import OcrReward
 from mixgrpo.rewards.palette import PALETTE, legible_pairs
+from mixgrpo.rewards.spelling import asked_word
 from mixgrpo.train.edit import edit_images
 from mixgrpo.train.inference import draw_batches
 
