@@ -74,7 +74,7 @@ class Rows:
 
 
 def measure(
-    configs: dict[str, Config], arguments: argparse.Namespace, clock: Callable[[], float], console: Console
+    configs: dict[str, Config], arguments: argparse.Namespace, *, clock: Callable[[], float], console: Console
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of every method, one per round, in the order they were measured."""
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def measure(
         return {name: sink.rows for name, sink in sinks.items()}
 
 
-def summarise(rows: list[dict[str, Any]], config: Config, speeds: Speeds, positions: int) -> dict[str, float]:
+def summarise(rows: list[dict[str, Any]], config: Config, speeds: Speeds, *, positions: int) -> dict[str, float]:
     """Return means over the positions: of the medians over the repeats, and of what is predicted."""
 
     def figure(read: Callable[[dict[str, Any]], float]) -> float:
@@ -190,8 +190,8 @@ def main() -> None:
     configs = {name: method_config(name, arguments) for name in chosen}
     console.print(f"calibrating (load {os.getloadavg()[0]:.1f})")
     speeds = calibrate(method_config(SECOND, arguments), seconds=arguments.calibration, clock=clock)
-    rows = measure(configs, arguments, clock, console)
-    figures = {name: summarise(rows[name], configs[name], speeds, arguments.positions) for name in chosen}
+    rows = measure(configs, arguments, clock=clock, console=console)
+    figures = {name: summarise(rows[name], configs[name], speeds, positions=arguments.positions) for name in chosen}
     for name, config in {} if arguments.no_memory else configs.items():
         console.print(f"measuring the memory of {name}")
         found = memory(config)

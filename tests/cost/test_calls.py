@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixgrpo.config.load import load_config, preset_names
 from mixgrpo.config.schema import Config
 from mixgrpo.cost.calls import Batches, iteration_calls, kinds_of_iterations
-from mixgrpo.cost.operations import iteration_operations, shape_of, training_of
+from mixgrpo.cost.operations import iteration_operations, shape_of
 from mixgrpo.train.loop import Trainer
 from mixgrpo.train.settings import cost_of
 
@@ -91,7 +91,7 @@ def test_an_iteration_makes_the_predicted_calls_and_operations(
     shape = shape_of(config.model)
     assert shape is not None
     cost = cost_of(config, 0, shared=config.rollout.share_trunk)
-    predicted = iteration_operations(cost, config, shape, training_of(config.model, config.lora, shape))
+    predicted = iteration_operations(config, cost, shape)
     # the length of the gradient is no operation, and an adapter that is off is not counted
     assert predicted.total == pytest.approx(counter.get_total_flops(), rel=1e-6)
 

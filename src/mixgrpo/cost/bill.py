@@ -46,18 +46,17 @@ def make_bill(config: Config, gpu: Gpu, *, with_gpus: bool) -> Bill:
     if config.rollout.noise_spread == 0.0:
         costs["shared"] = mean_cost(config, shared=True)
     used = "shared" if config.rollout.share_trunk and "shared" in costs else "unshared"
-    return Bill(costs=costs, used=used, model=_model_bill(config, costs, used, gpu if with_gpus else None))
+    return Bill(costs=costs, used=used, model=_model_bill(config, costs, used=used, gpu=gpu if with_gpus else None))
 
 
-def _model_bill(config: Config, costs: dict[str, Cost], used: str, gpu: Gpu | None) -> ModelBill | None:
+def _model_bill(config: Config, costs: dict[str, Cost], *, used: str, gpu: Gpu | None) -> ModelBill | None:
     shape = shape_of(config.model)
     if shape is None:
         return None
-    training = training_of(config.model, config.lora, shape)
     return ModelBill(
         shape=shape,
-        training=training,
-        operations={name: iteration_operations(cost, config, shape, training) for name, cost in costs.items()},
+        training=training_of(config.model, config.lora, shape),
+        operations={name: iteration_operations(config, cost, shape) for name, cost in costs.items()},
         memory=estimate_memory(config, shape, cuda=gpu is not None),
         gpu=gpu or Gpu(),
         shares=forecast(config, shape, costs[used], gpu=gpu) if gpu else (),

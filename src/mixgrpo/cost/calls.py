@@ -42,10 +42,9 @@ def iteration_calls(config: Config, iteration: int) -> Calls:
     cost = cost_of(config, iteration, shared=shares)
     window = make_window(config)
     plan, trained = make_plan(config, window.at(iteration)), trained_steps(window, iteration)
-    group_size, micro_batch = config.rollout.group_size, config.rollout.micro_batch
-    count = config.prompts_per_iteration
-    at_once = max(1, micro_batch // group_size)
-    chunks = tuple(_chunk(plan, prompts, group_size, micro_batch, shares=shares) for prompts in _parts(count, at_once))
+    group_size, count = config.rollout.group_size, config.prompts_per_iteration
+    at_once = max(1, config.rollout.micro_batch // group_size)
+    chunks = tuple(_chunk(config, plan, prompts, shares=shares) for prompts in _parts(count, at_once))
     update = _update_batches(config, plan, trained, states=cost.update * count * group_size, shares=shares)
     return Calls(
         prompts=count,
@@ -70,8 +69,9 @@ def kinds_of_iterations(config: Config) -> list[tuple[int, float]]:
     return [(same[0], len(same) / config.iterations) for same in kinds.values()]
 
 
-def _chunk(plan: TrajectoryPlan, prompts: int, group_size: int, micro_batch: int, *, shares: bool) -> Chunk:
-    samples = prompts * group_size
+def _chunk(config: Config, plan: TrajectoryPlan, prompts: int, *, shares: bool) -> Chunk:
+    micro_batch = config.rollout.micro_batch
+    samples = prompts * config.rollout.group_size
     together = (plan.window.start + 1 if plan.window else plan.num_steps) if shares else 0
     sampling = Batches()
     for step in range(plan.num_steps):

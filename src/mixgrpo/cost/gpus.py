@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mixgrpo.config.schema import Config
 from mixgrpo.cost.memory import config_of_rank, estimate_memory
-from mixgrpo.cost.operations import iteration_operations, training_of
+from mixgrpo.cost.operations import iteration_operations
 from mixgrpo.shapes import Shape
 from mixgrpo.train.settings import Cost
 
@@ -56,8 +56,7 @@ def forecast(config: Config, shape: Shape, cost: Cost, *, gpu: Gpu, adapter_rank
         for rank in (0, config.lora.rank or adapter_rank):
             lora = config.lora.model_copy(update={"rank": rank})
             mine = config_of_rank(config.model_copy(update={"lora": lora}), count)
-            training = training_of(mine.model, lora, shape)
-            operations = iteration_operations(cost, mine, shape, training).total
+            operations = iteration_operations(mine, cost, shape).total
             seconds = operations / (gpu.tflops * 1e12 * gpu.utilisation)
             memory = estimate_memory(config.model_copy(update={"lora": lora}), shape, ranks=count)
             shares.append(

@@ -39,7 +39,7 @@ def estimate_memory(config: Config, shape: Shape, *, ranks: int = 1, cuda: bool 
     model, training = config.model, training_of(config.model, config.lora, shape)
     sampled, updated = _largest_calls(config)
     resident = {
-        **_weights(config, shape, training, ranks),
+        **_weights(config, shape, training, ranks=ranks),
         "text encoders and VAE": _frozen_parameters(shape) * _bytes(model.dtype),
         "trajectories": _trajectories(config, shape),
     }
@@ -49,7 +49,7 @@ def estimate_memory(config: Config, shape: Shape, *, ranks: int = 1, cuda: bool 
     phases = {
         "sampling": sampled * shape.forward_peak * computing + converted,
         "decoding": sampled * shape.decoder_peak * _bytes(model.dtype),
-        "updating": _update(model, shape, training, converted, samples=updated),
+        "updating": _update(model, shape, training, converted=converted, samples=updated),
         # on a GPU, AdamW works on all parameters at once and holds as much again for a moment
         "optimiser step": trained * _WIDE // ranks if cuda else 0,
     }
@@ -70,7 +70,7 @@ def _largest_calls(config: Config) -> tuple[int, int]:
     )
 
 
-def _weights(config: Config, shape: Shape, training: Training, ranks: int) -> dict[str, int]:
+def _weights(config: Config, shape: Shape, training: Training, *, ranks: int) -> dict[str, int]:
     """Return the bytes of everything that is as large as the weights."""
     network = shape.transformer
     trained = network.trained_parameters(training)
@@ -117,7 +117,7 @@ def _converted(config: Config, shape: Shape, ranks: int) -> int:
     return network.matrix_parameters * _HALF if config.model.autocast != "off" and wide else 0
 
 
-def _update(model: ModelConfig, shape: Shape, training: Training, converted: int, *, samples: int) -> int:
+def _update(model: ModelConfig, shape: Shape, training: Training, *, converted: int, samples: int) -> int:
     """Return the bytes of one forward and backward pass."""
     half = computes_in_half(model)
     plain = _HALF if half else _WIDE

@@ -54,8 +54,9 @@ class Operations:
         return self.forward + self.update
 
 
-def iteration_operations(cost: Cost, config: Config, shape: Shape, training: Training) -> Operations:
+def iteration_operations(config: Config, cost: Cost, shape: Shape) -> Operations:
     """Return the operations of an iteration whose model calls per sample are `cost`. Rewards are not counted."""
+    training = training_of(config.model, config.lora, shape)
     samples = config.prompts_per_iteration * config.rollout.group_size
     forward = shape.transformer.forward(training)
     return Operations(
