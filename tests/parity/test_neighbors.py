@@ -64,6 +64,12 @@ def test_updates_on_neighboring_samples(
         prompts = {p for p, _ in share}
         assert len(set(found)) == len(found) == len(prompts) * anchors * len(transitions)
         assert {p for p, _, _ in found} == prompts
+    for piece in (piece for pieces in spy.seen for piece in pieces):
+        assert len(piece.x) <= micro_batch
+        for i, state in enumerate(piece.state.tolist()):
+            prompt, member = piece.prompt[state], i % GROUP
+            assert torch.equal(piece.x_next[i], transitions[piece.step].x_next[prompt, member])
+            assert piece.advantages[i] == advantages()[prompt, member]
 
     def log_softmax(network: Network, prompt: int, member: int, step: int) -> Tensor:
         sample = sample_of(transitions, prompt, member, step)

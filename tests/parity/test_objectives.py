@@ -216,9 +216,11 @@ def test_a_share_without_signal_takes_no_update_and_is_no_failure() -> None:
     assert [len(pieces) > 0 for pieces in spy.seen] == [True, False, True]
     assert report.skipped == [False] * 3
     assert report.calls.saved == 1 + 2 * GROUP
+    assert policy.averaged == 2
 
     nothing, report, _ = update(settings, transitions, torch.zeros(NUM_PROMPTS, GROUP))
     assert report.metrics == report.steps == {}
     assert (report.calls.update, report.grad_norm, report.skipped) == (0, 0.0, [False] * 3)
     assert torch.equal(nothing.network.first, Network().first)
+    assert nothing.averaged == 0
     assert not torch.equal(policy.network.first, Network().first)

@@ -39,7 +39,12 @@ def start_by_hand(prompt: int, member: int, spread: float) -> Array:
 
 
 def walk(
-    x: Array, prompt: int, sigmas: Array, orders: list[int | None], noise: dict[int, Array]
+    x: Array,
+    prompt: int,
+    sigmas: Array,
+    orders: list[int | None],
+    noise: dict[int, Array],
+    variant: reference.Variant = "midpoint",
 ) -> list[tuple[Array, Array]]:
     """(x, x_next) of every step; an order of None is a stochastic step, 1 is Euler."""
     predictions: list[tuple[float, Array]] = []
@@ -54,7 +59,7 @@ def walk(
         elif order == 1:
             x_next = x + (sigma_next - sigma) * v
         else:
-            x_next = reference.multistep(x, predictions, sigma, sigma_next, order=order)
+            x_next = reference.multistep(x, predictions, sigma, sigma_next, order=order, variant=variant)
         steps.append((x, x_next))
         x = x_next
     return steps
@@ -117,6 +122,18 @@ def test_compressed_heads_are_taken_by_the_solver_of_the_tail(
                 np.testing.assert_allclose(stored.x_next[row, member], steps[step][1], rtol=0, atol=1e-4)
                 here = step + plan.offset
                 assert (stored.sigma, stored.sigma_next) == pytest.approx((grid[here], grid[here + 1]))
+
+
+@pytest.mark.parametrize(("order", "variant"), [(2, "midpoint"), (2, "heun"), (3, "heun"), (3, "corrected")])
+def test_formula_of_the_solver_is_the_one_asked_for(order: int, variant: reference.Variant) -> None:
+    plan = plan_trajectory(num_steps=NUM_STEPS, shift=3.0, window=range(0), tail_order=order)
+    x0 = draw(plan, spread=1.0, tail_variant=variant).x0
+    sigmas = reference.shifted_schedule(NUM_STEPS, 3.0)
+    found = []
+    for formula in ("midpoint", "heun", *(["corrected"] if order == 3 else [])):
+        by_hand = walk(start_by_hand(7, 0, 1.0), 7, sigmas, [order] * NUM_STEPS, {}, formula)[-1][1]
+        found += [formula] if np.abs(x0[0, 0].numpy() - by_hand).max() < 1e-4 else []
+    assert found == ([variant] if order == 2 or variant == "corrected" else ["midpoint", "heun"])
 
 
 def test_head_of_a_plan_without_head_compression_is_euler_whatever_the_tail() -> None:

@@ -46,6 +46,7 @@ class ToyPolicy:
         self.trained = dict(self.network.named_parameters())
         self.lagging: dict[str, Tensor] = dict(changed(1.2).named_parameters()) if lags else {}
         self.calls = {"update": 0, "old": 0, "reference": 0}
+        self.averaged = 0
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         self.calls["update" if torch.is_grad_enabled() else "old"] += len(x)
@@ -57,7 +58,7 @@ class ToyPolicy:
         return self.start(x, sigma, conditioning.tensors["bias"])
 
     def update_average(self) -> None:
-        pass
+        self.averaged += 1
 
     @contextmanager
     def sampling(self) -> Iterator[None]:

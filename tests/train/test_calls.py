@@ -13,8 +13,11 @@ from mixgrpo.config.presets import preset_names
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import LoraConfig, NftLossConfig, RewardConfig
 from mixgrpo.flow.noise import Noise
+from mixgrpo.flow.plan import TrajectoryPlan
+from mixgrpo.flow.rollout import Trajectory, rollout
 from mixgrpo.models import Conditioning
 from mixgrpo.rl.window import trained_steps
+from mixgrpo.train import step
 from mixgrpo.train.clock import Clock, StopRequest
 from mixgrpo.train.loop import make_scorer
 from mixgrpo.train.objective import make_objective
@@ -153,3 +156,21 @@ def test_mean_cost_is_the_mean_over_the_iterations(
     for name in ("sampling", "update", "reference"):
         mean = sum(getattr(cost, name) for cost in costs) / len(costs)
         assert getattr(planned, name) == pytest.approx(mean, rel=1e-12), name
+
+
+@pytest.mark.parametrize("method", ["mixgrpo", "mixgrpo-flash-dual", "dancegrpo", "neighbor-grpo", "nft", "awm"])
+def test_trajectories_keep_no_step_that_is_not_trained(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[list[int], int]] = []
+
+    def spy(velocity: Any, plan: TrajectoryPlan, *arguments: Any, **settings: Any) -> Trajectory:
+        trajectory = rollout(velocity, plan, *arguments, **settings)
+        kept.append((sorted(trajectory.transitions), plan.offset))
+        return trajectory
+
+    monkeypatch.setattr(step, "rollout", spy)
+    config = small(load_config(f"flux-nano-{method}"))
+    trained = trained_steps(make_window(config), 31)
+    iterate(config, 31)
+    expected = [] if method in ("nft", "awm") else list(trained)
+    assert [[number + offset for number in numbers] for numbers, offset in kept] == [expected] * len(kept)
+    assert len(kept) >= 1
