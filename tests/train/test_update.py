@@ -190,3 +190,28 @@ def test_learning_rate_warms_up_and_falls(make_config: Callable[..., Config]) ->
     assert rates(5, schedule="linear", final_lr_fraction=0.2) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     assert rates(3, schedule="cosine") == pytest.approx([1.0, 0.5, 0.0])
     assert rates(1, schedule="cosine") == [1.0]
+
+
+def test_every_update_has_its_own_rate(tiny_model: FlowModel, make_config: Callable[..., Config]) -> None:
+    """The third and fourth update of a run of four, while the rate still rises."""
+    policy = _policy(tiny_model)
+    config = make_config(iterations=2, loss={"updates_per_iteration": 2}, optim={"lr": 1.0, "warmup": 3})
+    updater, rates = _updater(policy, config), []
+    updater.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    experience = _experience(policy, config, range(1, 3), share=True)
+    updater.update(experience, ADVANTAGES, first_update=2, stop=StopRequest(), progress=lambda done, total: None)
+    assert rates == pytest.approx([0.75, 1.0])
+
+
+def test_average_follows_the_trained_weights_by_its_decay(tiny_model: FlowModel) -> None:
+    policy = Policy(tiny_model, LoraConfig(rank=2), seed=0, with_reference=False, ema_decay=0.9)
+    start = {name: weight.clone() for name, weight in policy.average.items()}
+    assert all(torch.equal(weight, start[name]) for name, weight in policy.trained.items())
+    for weight in policy.trained.values():
+        weight.data.add_(1.0)
+    policy.update_average()
+    for name, weight in policy.average.items():
+        torch.testing.assert_close(weight, start[name] + 0.1, rtol=0, atol=1e-6)
+    with policy.averaged():
+        assert all(torch.allclose(weight, start[name] + 0.1) for name, weight in policy.trained.items())
+    assert all(torch.allclose(weight, start[name] + 1.0) for name, weight in policy.trained.items())
