@@ -108,7 +108,8 @@ class Cost:
 def cost_of(config: Config, iteration: int, *, shared: bool) -> Cost:
     """Return the model calls per sample of `iteration`, with or without sharing what a group has in common.
 
-    What `advantages.threshold` saves depends on the scores and is not in it.
+    What `advantages.threshold` saves depends on the scores and is not in it. With `advantages.extremes` and updates on
+    some samples of every group it is an upper bound: a share without any of a group's extremes needs no call for it.
     """
     window, loss = make_window(config), config.loss
     plan = make_plan(config, window.at(iteration))
