@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixgrpo.config.comparison import Entrant, Order, Session, Terms, read_terms
+from mixgrpo.config.comparison import Entrant, Order, Session, Terms, lock_of, read_terms, write_terms
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import RewardError
+from mixgrpo.report.comparison import read_comparison
 from mixgrpo.train.checkpoint import find_checkpoint
 from mixgrpo.train.compare import Reason, compare
 from mixgrpo.train.loop import train
@@ -110,6 +111,8 @@ def run(
     """Start a comparison, or go on with the one that is there."""
     there = (folder / "compare.json").exists()
     terms = read_terms(folder) if there else make_terms(configs, seeds=seeds, order=order)
+    if not there:
+        write_terms(folder, terms)
     session = Session(begun=time.time(), command="compare", budget_minutes=budget)
     return compare(folder, terms, configs, session=session, watcher=log or Log())
 
@@ -221,6 +224,40 @@ def test_a_finished_comparison_runs_nothing_again(tmp_path: Path, configs: dict[
     log = Log()
     assert run(tmp_path, configs, log=log) == "finished"
     assert not log.events
+
+
+@pytest.mark.parametrize(("order", "lock"), [("interleaved", "seed-0"), ("sequential", "seed-0-sliding")])
+def test_runs_that_another_process_is_on_are_left_to_it(
+    order: Order, lock: str, tmp_path: Path, configs: dict[str, Config]
+) -> None:
+    log = Log()
+    with lock_of(tmp_path, lock):
+        assert run(tmp_path, configs, seeds=2, order=order, log=log) == "finished"
+    left = {("sliding", 0), ("all", 0)} if order == "interleaved" else {("sliding", 0)}
+    assert {*log.turns()} == {("sliding", 0), ("all", 0), ("sliding", 1), ("all", 1)} - left
+    log = Log()
+    assert run(tmp_path, configs, log=log) == "finished"
+    assert {*log.turns()} == left
+
+
+def test_two_calls_share_the_seeds_and_each_run_happens_once(tmp_path: Path, configs: dict[str, Config]) -> None:
+    second = Log()
+
+    class Calling(Log):
+        """Makes the second call in the middle of the first."""
+
+        def see(self, event: tuple[str, int, str]) -> None:
+            if self.turns() and not second.events:
+                assert run(tmp_path, configs, log=second) == "finished"
+
+    first = Calling()
+    assert run(tmp_path, configs, seeds=2, log=first) == "finished"
+    assert {seed for _, seed, _ in first.events} == {0}
+    assert {seed for _, seed, _ in second.events} == {1}
+    sessions = read_terms(tmp_path).sessions
+    assert [session.reason for session in sessions] == ["finished", "finished"]
+    assert sessions[0].begun < sessions[1].begun
+    assert all(course.state == "finished" for course in read_comparison(tmp_path).courses)
 
 
 def _faulty(

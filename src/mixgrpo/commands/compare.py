@@ -15,6 +15,7 @@ from mixgrpo.config.comparison import (
     agree,
     check_fair,
     check_unchanged,
+    lock_of,
     read_terms,
     with_judges,
     write_terms,
@@ -224,7 +225,9 @@ def _settings_file(folder: Path, method: str) -> Path:
 def _run(folder: Path, terms: Terms, configs: Mapping[str, Config], *, found: Namespace, command: str) -> int:
     session = Session(begun=time.time(), command=command, budget_minutes=found.budget_minutes)
     is_new = not (folder / FILE).is_file()
-    write_terms(folder, terms)
+    with lock_of(folder, "terms"):
+        sessions = () if is_new else read_terms(folder).sessions
+        write_terms(folder, terms.model_copy(update={"sessions": sessions}))
     for name, config in configs.items():
         file = _settings_file(folder, name)
         if not file.is_file():
@@ -283,6 +286,8 @@ def _say_end(folder: Path, reason: str) -> int:
     print(f"  page     {folder / 'index.html'}")
     print(f"  tables   {folder / 'table.md'}")
     if reason == "finished":
+        if not results.is_complete:
+            print("The other runs are under way in another process, which brings the page up to date.")
         return 0
     print("Interrupted; saved. Go on with:" if reason == "interrupted" else "The time is over; saved. Go on with:")
     print(f"  {shell_line('compare', '--resume', folder)}")

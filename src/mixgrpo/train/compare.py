@@ -2,16 +2,22 @@
 
 Turns are an iteration each, so that a slow or busy machine slows every method alike. All trainers of a seed are in
 memory then, which suits small models; `sequential` holds one at a time.
+
+Several processes may work on one folder: each takes whole groups of runs that take turns, and a group that one of them
+is on is left alone by the others.
 """
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mixgrpo.config.comparison import Session, Terms, write_terms
+from filelock import Timeout
+
+from mixgrpo.config.comparison import Session, Terms, lock_of, write_session
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import MixGRPOError, TrainingError
 from mixgrpo.report import write_comparison
@@ -33,6 +39,15 @@ class Entry:
     folder: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that take turns in one process."""
+
+    name: str
+    """The same in every process."""
+    entries: tuple[Entry, ...]
+
+
 class Watcher(Protocol):
     """Something that shows how a comparison goes."""
 
@@ -49,17 +64,20 @@ def compare(folder: Path, terms: Terms, configs: Mapping[str, Config], *, sessio
     """Run what is left of the comparison in `folder` and keep its results up to date.
 
     Args:
-        folder: the comparison's folder, whose `compare.json` is rewritten.
+        folder: the comparison's folder, with its `compare.json`, into which the session is written.
         terms: what is compared.
         configs: each method's settings; its runs differ in the seed only.
         session: this call, its end still open.
         watcher: is told what happens.
 
+    Returns:
+        Why the call is over. `finished` it is as well when all that is left is under way in other processes.
+
     Raises:
         MixGRPOError: when a run cannot start or go on, except that a method whose training collapses only leaves the
             race. Everything else is saved before.
     """
-    write_terms(folder, terms.model_copy(update={"sessions": (*terms.sessions, session)}))
+    write_session(folder, session)
     reason = "failed"
     try:
         deadline = None if session.budget_minutes is None else session.begun + 60.0 * session.budget_minutes
@@ -69,15 +87,14 @@ def compare(folder: Path, terms: Terms, configs: Mapping[str, Config], *, sessio
         return outcome
     finally:
         watcher.close()
-        ended = session.model_copy(update={"ended": time.time(), "reason": reason})
-        write_terms(folder, terms.model_copy(update={"sessions": (*terms.sessions, ended)}))
-        write_comparison(folder)
+        write_session(folder, session.model_copy(update={"ended": time.time(), "reason": reason}))
+        _write_results(folder)
 
 
-def groups_of(folder: Path, terms: Terms, configs: Mapping[str, Config]) -> list[list[Entry]]:
+def groups_of(folder: Path, terms: Terms, configs: Mapping[str, Config]) -> list[Group]:
     """Return the runs that are not at their end, in the groups that run at the same time."""
-    ended = {(c.method, c.seed) for c in read_comparison(folder).courses if c.state != "running"}
-    groups: list[list[Entry]] = []
+    ended = _ended(folder)
+    groups: list[Group] = []
     for seed in range(terms.seeds):
         entries = [
             Entry(method, seed, config.model_copy(update={"seed": seed}), run_folder_of(folder, method, seed))
@@ -87,8 +104,36 @@ def groups_of(folder: Path, terms: Terms, configs: Mapping[str, Config]) -> list
         # Whoever is first pays for what only the first call of a process does, so every seed has another first.
         first = seed % len(configs)
         entries = entries[first:] + entries[:first]
-        groups += [entries] if terms.order == "interleaved" else [[entry] for entry in entries]
-    return [group for group in groups if group]
+        if terms.order == "sequential":
+            groups += [Group(f"seed-{seed}-{entry.method}", (entry,)) for entry in entries]
+        elif entries:
+            groups.append(Group(f"seed-{seed}", tuple(entries)))
+    return groups
+
+
+def _ended(folder: Path) -> set[tuple[str, int]]:
+    return {(c.method, c.seed) for c in read_comparison(folder).courses if c.state != "running"}
+
+
+def _write_results(folder: Path) -> None:
+    with lock_of(folder, "results"):
+        write_comparison(folder)
+
+
+@contextmanager
+def _claim(folder: Path, group: Group) -> Iterator[list[Entry]]:
+    """Keep other processes off a group, and yield what is left of it: nothing while another one is on it."""
+    lock = lock_of(folder, group.name)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield []
+        return
+    try:
+        ended = _ended(folder)
+        yield [entry for entry in group.entries if (entry.method, entry.seed) not in ended]
+    finally:
+        lock.release()
 
 
 class _Pace:
@@ -158,22 +203,23 @@ class Contest:
         self._stop = StopRequest()
         self._turns = 0
 
-    def run(self, groups: Sequence[Sequence[Entry]]) -> Reason:
+    def run(self, groups: Sequence[Group]) -> Reason:
         """Run group after group until all are at their end, time is over, or somebody asks to stop."""
         with self._stop.listening():
             for group in groups:
                 if not self._fits(0.0):
                     return "budget"
-                reason = self._run_group(group)
+                with _claim(self._folder, group) as entries:
+                    reason = self._run_group(entries)
                 if reason != "finished":
                     return reason
         return "finished"
 
-    def _run_group(self, group: Sequence[Entry]) -> Reason:
+    def _run_group(self, entries: Sequence[Entry]) -> Reason:
         racers: list[_Racer] = []
         try:
             # One by one, so that those that could be started are left in order if the next one cannot be.
-            for entry in group:
+            for entry in entries:
                 racers.append(_Racer(entry, self._watcher, self._stop))
             return self._take_turns(racers)
         except (Interrupted, MixGRPOError) as error:
@@ -196,7 +242,7 @@ class Contest:
             if ended:
                 racers.remove(racer)
             if ended or racer.pace.evaluations > evaluations:
-                write_comparison(self._folder)
+                _write_results(self._folder)
         return "finished"
 
     def _fits(self, seconds: float) -> bool:
