@@ -1,16 +1,35 @@
 """Adapters over diffusers pipelines. A family is found by the class that `model_index.json` names."""
 
+import importlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.base import Conditioning, FlowModel
 from mixgrpo.shapes.files import BUNDLED, bundled_folder, is_hub_id
 
-__all__ = ["BUNDLED", "MODELS", "Conditioning", "FlowModel", "bundled_folder", "load_model"]
+if TYPE_CHECKING:
+    from mixgrpo.models.pipeline import PipelineModel
 
-MODELS = {"FluxPipeline": "FLUX.1"}
+__all__ = ["BUNDLED", "MODELS", "Conditioning", "Family", "FlowModel", "bundled_folder", "load_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Models of one pipeline class."""
+
+    name: str
+    """What its models are called."""
+    adapter: str
+    """`module:class` of its adapter, in this package."""
+
+
+MODELS = {
+    "FluxPipeline": Family("FLUX.1", "flux:FluxModel"),
+    "StableDiffusion3Pipeline": Family("Stable Diffusion 3 and 3.5", "sd3:StableDiffusion3Model"),
+}
 """Pipeline class -> family, for those that have an adapter."""
 
 
@@ -19,7 +38,9 @@ def load_model(
     *,
     height: int,
     width: int,
+    num_frames: int = 1,
     guidance_scale: float = 3.5,
+    negative_prompt: str = "",
     max_sequence_length: int = 512,
     dtype: str = "float32",
     autocast: str = "off",
@@ -34,36 +55,39 @@ def load_model(
 
     Raises:
         ModelError: if there is no such model, it is of an unknown family, or its files cannot be read.
-        ConfigError: if the image size does not fit the model.
+        ConfigError: if the image size or another option does not fit the model.
     """
     source = str(bundled_folder(path_or_hub_id)) if path_or_hub_id in BUNDLED else path_or_hub_id
     if not is_hub_id(source):
         _check_folder(Path(source))
     import torch  # noqa: PLC0415 - the check above answers at once
-    from diffusers import AutoencoderKL, FluxPipeline  # noqa: PLC0415
+    from diffusers import DiffusionPipeline  # noqa: PLC0415
 
-    from mixgrpo.models.flux import FluxModel, side_multiple  # noqa: PLC0415
+    from mixgrpo.models.pipeline import ModelOptions  # noqa: PLC0415
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     _check_device(device)
-    options: dict[str, Any] = {"revision": revision} if revision else {}
+    hub: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        index: Any = FluxPipeline.load_config(source, **options)
-        _check_family(index.get("_class_name"), source)
-        vae_config: Any = AutoencoderKL.load_config(source, subfolder="vae", **options)
-        _check_size(height, width, side_multiple(vae_config))
-        pipeline = FluxPipeline.from_pretrained(source, dtype=getattr(torch, dtype), use_safetensors=True, **options)
+        index: Any = DiffusionPipeline.load_config(source, **hub)
+        adapter = _adapter(index.get("_class_name"), path_or_hub_id)
+        _check_size(height, width, adapter.side_multiple(_part_configs(source, index, hub)))
+        pipeline: Any = DiffusionPipeline.from_pretrained(
+            source, dtype=getattr(torch, dtype), use_safetensors=True, **hub
+        )
     except (OSError, TypeError) as error:
         raise ModelError(f"model {path_or_hub_id!r} cannot be loaded: {error}") from error
-    model = FluxModel(
-        pipeline.to(device),
+    options = ModelOptions(
         height=height,
         width=width,
+        num_frames=num_frames,
         guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
         max_sequence_length=max_sequence_length,
         autocast=None if autocast == "off" else getattr(torch, autocast),
     )
+    model = adapter(pipeline.to(device), options)
     if attention != "native":
         try:
             pipeline.transformer.set_attention_backend(attention)
@@ -72,6 +96,24 @@ def load_model(
     if gradient_checkpointing:
         pipeline.transformer.enable_gradient_checkpointing()
     return model
+
+
+def _adapter(pipeline: object, source: str) -> "type[PipelineModel]":
+    """Return the adapter of a pipeline class.
+
+    Raises:
+        ModelError: if it has none.
+    """
+    module, _, name = _family(pipeline, source).adapter.partition(":")
+    return getattr(importlib.import_module(f"mixgrpo.models.{module}"), name)
+
+
+def _part_configs(source: str, index: dict[str, Any], hub: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the configs of VAE and transformer, which say what sides an image can have."""
+    import diffusers  # noqa: PLC0415
+
+    parts = {name: index[name][1] for name in ("vae", "transformer") if name in index}
+    return {name: getattr(diffusers, kind).load_config(source, subfolder=name, **hub) for name, kind in parts.items()}
 
 
 def _check_folder(folder: Path) -> None:
@@ -83,16 +125,17 @@ def _check_folder(folder: Path) -> None:
             f"(a folder with a model_index.json), nor a hub id (owner/name)"
         )
     try:
-        family = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        pipeline = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (json.JSONDecodeError, AttributeError) as error:
         raise ModelError(f"{index} is not a JSON object: {error}") from error
-    _check_family(family, str(folder))
+    _family(pipeline, str(folder))
 
 
-def _check_family(family: object, source: str) -> None:
-    if family not in MODELS:
-        known = ", ".join(f"{cls} ({name})" for cls, name in MODELS.items())
-        raise ModelError(f"model {source!r} is of the pipeline {family!r}, which has no adapter; there are: {known}")
+def _family(pipeline: object, source: str) -> Family:
+    if not isinstance(pipeline, str) or pipeline not in MODELS:
+        known = ", ".join(f"{cls} ({family.name})" for cls, family in MODELS.items())
+        raise ModelError(f"model {source!r} is of the pipeline {pipeline!r}, which has no adapter; there are: {known}")
+    return MODELS[pipeline]
 
 
 def _check_size(height: int, width: int, multiple: int) -> None:

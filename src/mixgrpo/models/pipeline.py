@@ -1,0 +1,208 @@
+"""What all families share: a frozen diffusers pipeline whose transformer is trained, guidance, and saving."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import get_peft_model_state_dict
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from mixgrpo.errors import ConfigError
+from mixgrpo.models.base import Conditioning
+from mixgrpo.models.schedule import pipeline_sigmas
+from mixgrpo.models.vae import Vae
+
+Row = dict[str, Tensor]
+"""One encoded prompt: tensors without a batch dim, by the names that the family gave them."""
+
+Parts = Mapping[str, Mapping[str, Any]]
+"""The config of every part of a pipeline that has one, such as `transformer`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How a pipeline is used."""
+
+    height: int
+    """Pixels, a multiple of the family's `side_multiple`."""
+    width: int
+    num_frames: int = 1
+    """Frames of a video; 1 for image models."""
+    guidance_scale: float = 3.5
+    """As the family's pipeline names and takes it; 1 or less: no classifier-free guidance."""
+    negative_prompt: str = ""
+    """What classifier-free guidance leads away from."""
+    max_sequence_length: int = 512
+    """Longest prompt, in tokens of the main text encoder."""
+    autocast: torch.dtype | None = None
+    """What the transformer computes in; None: in the type of its weights."""
+
+
+class PipelineModel:
+    """A diffusers pipeline as a `FlowModel`. A family is a subclass of at most 200 lines, without a loop."""
+
+    text_encoders: tuple[str, ...]
+    """Parts of the pipeline that only encode prompts."""
+    lora_targets: tuple[str, ...]
+    """Names of the layers that get an adapter unless told otherwise."""
+
+    latent_shape: tuple[int, ...]
+    """Shape of one sample's latent, as `velocity` takes it."""
+    vae: Vae
+    """The autoencoder, with its scaling undone."""
+
+    def __init__(self, pipeline: DiffusionPipeline, options: ModelOptions) -> None:
+        """Take a loaded pipeline and freeze it.
+
+        Raises:
+            ConfigError: if an option does not fit the family.
+        """
+        self.pipeline: Any = pipeline
+        self.options = options
+        self._negative: Conditioning | None = None
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+
+    @classmethod
+    def side_multiple(cls, parts: Parts) -> int:
+        """Return what the sides of an image must be multiples of."""
+        raise NotImplementedError
+
+    def encode_rows(self, prompts: Sequence[str]) -> list[Row]:
+        """Encode prompts, each as it would be alone."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, sigma: float, tensors: Row) -> Tensor:
+        """Call the transformer once: v at x [B, *latent_shape], without classifier-free guidance.
+
+        x and the floating-point tensors come in the type that the transformer computes in.
+        """
+        raise NotImplementedError
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Turn latents as the VAE has them, scaled, into what `velocity` takes."""
+        raise NotImplementedError
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Undo `pack`."""
+        raise NotImplementedError
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The network that predicts the velocity."""
+        return self.pipeline.transformer
+
+    @transformer.setter
+    def transformer(self, transformer: nn.Module) -> None:
+        self.pipeline.transformer = transformer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return next(self.transformer.parameters()).device
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a prediction takes two model calls, with the prompt and with the negative prompt."""
+        return False
+
+    def sigmas(self, num_steps: int) -> tuple[float, ...]:
+        """Return the schedule of the family's own pipeline, num_steps + 1 values from 1 down to 0."""
+        return pipeline_sigmas(self.pipeline.scheduler.config, num_steps, tokens=self.image_tokens)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of an image, on which some schedules depend."""
+        return self.latent_shape[0]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts, and once the negative prompt where guidance needs it."""
+        if self.is_guided and self._negative is None:
+            self._negative = self.collate(self.encode_rows([self.options.negative_prompt]))
+        return self.collate(self.encode_rows(prompts))
+
+    def collate(self, rows: Sequence[Row]) -> Conditioning:
+        """Put prompts together: texts shorter than the longest are padded, and then a `mask` says what is text."""
+        tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0] if name != "text"}
+        texts = [row["text"] for row in rows]
+        longest = max(len(text) for text in texts)
+        tensors["text"] = torch.stack([pad(text, (0, 0, 0, longest - len(text))) for text in texts])
+        if any(len(text) < longest for text in texts):
+            lengths = torch.tensor([len(text) for text in texts], device=texts[0].device)
+            tensors["mask"] = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        return Conditioning(tensors)
+
+    def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """Predict the velocity; sigma goes in unrounded, as in the pipelines (in bfloat16, diffusers casts it)."""
+        positive = self._predict(x, sigma, conditioning)
+        if not self.is_guided:
+            return positive
+        if self._negative is None:
+            raise AssertionError("encode prompts before: that encodes the negative prompt too")
+        nothing = self._negative.take(torch.zeros(len(x), dtype=torch.long, device=x.device))
+        return self.guide(positive, self._predict(x, sigma, nothing))
+
+    def _predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        autocast = self.options.autocast
+        dtype = autocast or cast(Any, self.transformer).dtype
+        tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in conditioning.tensors.items()}
+        with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
+            return self.predict(x.to(dtype), sigma, tensors)
+
+    def guide(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Combine both predictions: classifier-free guidance (arXiv 2207.12598)."""
+        return negative + self.options.guidance_scale * (positive - negative)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Unpack and decode."""
+        return (self.vae.decode(self.unpack(x)) / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode to the mode of the VAE's posterior and pack: what `decode` undoes."""
+        height, width = self.options.height, self.options.width
+        if images.shape[1:] != (3, height, width):
+            raise ValueError(f"images must be [batch, 3, {height}, {width}], got {tuple(images.shape)}")
+        return self.pack(self.vae.encode((images * 2.0 - 1.0).to(self.device)))
+
+    def encode_mask(self, masks: Tensor) -> Tensor:
+        """Mark every cell of the VAE's grid that has a marked pixel, in all channels."""
+        cells = self.vae.cells(masks.to(self.device, torch.float32))
+        return self.pack(cells) > 0.0
+
+    def save(self, folder: Path) -> None:
+        """Write the pipeline as safetensors; its class's `from_pretrained(folder)` loads it."""
+        self.pipeline.save_pretrained(folder, safe_serialization=True)
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the adapter alone, with its scale; the pipeline's `load_lora_weights(folder)` loads it."""
+        transformer = cast(Any, self.transformer)
+        self.pipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers=cast(Any, get_peft_model_state_dict(transformer)),
+            transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+            safe_serialization=True,
+        )
+
+    def times(self, x: Tensor, time: float) -> Tensor:
+        """Return a time for every sample of x, float32 [B]."""
+        return torch.full((len(x),), time, device=x.device)
+
+
+def refuse_negative_prompt(options: ModelOptions, family: str) -> None:
+    """Refuse a negative prompt where nothing would read it.
+
+    Raises:
+        ConfigError: if there is one.
+    """
+    if options.negative_prompt:
+        raise ConfigError(
+            f"model.negative_prompt: {family} takes guidance as an embedding and has no negative prompt; leave it empty"
+        )

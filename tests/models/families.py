@@ -1,0 +1,190 @@
+"""Random-weight pipelines of the real classes of every family, small enough for a test, saved as a user's folder is."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from torch import Tensor, nn
+from transformers import (
+    ByT5Tokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
+
+from mixgrpo.nano.text import clip_vocabulary
+
+
+def same(latents: Tensor) -> Tensor:
+    return latents
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family's small model."""
+
+    make: Callable[[], Any]
+    """Makes the pipeline."""
+    size: tuple[int, int] = (32, 64)
+    """Height and width."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """For `load_model`, beside the size."""
+    call: dict[str, Any] = field(default_factory=dict)
+    """The same for the pipeline's call."""
+    unread: tuple[str, ...] = ()
+    """Layers whose output the transformer throws away, so that no gradient reaches them."""
+    latents: Callable[[Tensor], Tensor] = same
+    """Turns our latents into those that the pipeline's call takes."""
+
+
+def shake(pipeline: Any) -> Any:
+    """Move every weight, since diffusers starts last layers at zero, where nothing could be told apart."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                for parameter in part.parameters():
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save(name: str, folder: Path) -> Path:
+    """Make and save the family called `name`."""
+    torch.manual_seed(2)
+    TINY[name].make().save_pretrained(folder)
+    assert not list(folder.rglob("*.bin"))
+    return folder
+
+
+def vae(channels: int, **extra: Any) -> Any:
+    config: dict[str, Any] = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 1,
+        "latent_channels": channels,
+        "norm_num_groups": 4,
+        "scaling_factor": 1.3,
+        "shift_factor": 0.1,
+    }
+    return AutoencoderKL.from_config(config | extra)
+
+
+def clip(width: int, *, projected: bool = False) -> Any:
+    words = clip_vocabulary()
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=words["<|startoftext|>"],
+        eos_token_id=words["<|endoftext|>"],
+        pad_token_id=words["<|endoftext|>"],
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer(clip_vocabulary(), [], model_max_length=77)
+
+
+def t5(width: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=384, d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2, is_encoder_decoder=False
+        )
+    )
+
+
+def flux(*, guidance: bool = True, dynamic: bool = True) -> FluxPipeline:
+    return shake(
+        FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic),
+            transformer=FluxTransformer2DModel(
+                patch_size=1,
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=16,
+                pooled_projection_dim=8,
+                guidance_embeds=guidance,
+                axes_dims_rope=(4, 6, 6),
+            ),
+            vae=vae(4),
+            text_encoder=clip(8),
+            text_encoder_2=t5(16),
+            tokenizer=clip_tokenizer(),
+            tokenizer_2=ByT5Tokenizer(model_max_length=512),
+        )
+    )
+
+
+def sd3(*, dual: bool = False) -> StableDiffusion3Pipeline:
+    return shake(
+        StableDiffusion3Pipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            transformer=SD3Transformer2DModel(
+                sample_size=32,
+                patch_size=2,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=4,
+                joint_attention_dim=32,
+                caption_projection_dim=32,
+                pooled_projection_dim=24,
+                pos_embed_max_size=48,
+                dual_attention_layers=(0,) if dual else (),
+                qk_norm="rms_norm" if dual else None,
+            ),
+            vae=vae(4, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=clip(8, projected=True),
+            text_encoder_2=clip(16, projected=True),
+            text_encoder_3=t5(32),
+            tokenizer=clip_tokenizer(),
+            tokenizer_2=clip_tokenizer(),
+            tokenizer_3=ByT5Tokenizer(model_max_length=512),
+        )
+    )
+
+
+_SD3_UNREAD = ("transformer_blocks.1.attn.add_q_proj",)
+"""The last block drops its text."""
+
+TINY: dict[str, Tiny] = {
+    "flux-dev": Tiny(flux, options={"guidance_scale": 3.5}, call={"guidance_scale": 3.5}),
+    "flux-schnell": Tiny(lambda: flux(guidance=False, dynamic=False)),
+    "sd3": Tiny(sd3, unread=_SD3_UNREAD, options={"guidance_scale": 7.0}, call={"guidance_scale": 7.0}),
+    "sd3.5-medium": Tiny(
+        lambda: sd3(dual=True),
+        unread=_SD3_UNREAD,
+        options={"guidance_scale": 4.5, "negative_prompt": "blurry"},
+        call={"guidance_scale": 4.5, "negative_prompt": "blurry"},
+    ),
+    "sd3-unguided": Tiny(sd3, unread=_SD3_UNREAD, options={"guidance_scale": 1.0}, call={"guidance_scale": 1.0}),
+}
+
+
+def part_config(folder: Path, part: str) -> dict[str, Any]:
+    return json.loads((folder / part / "config.json").read_text())
