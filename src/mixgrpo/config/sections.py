@@ -28,9 +28,15 @@ class ModelConfig(Section):
     width: Positive
     """Image width in pixels."""
     guidance_scale: float = Field(default=3.5, ge=0.0)
-    """Guidance as diffusers names it. FLUX.1-dev takes it as an embedding: no second model call."""
+    """Strength of guidance. FLUX.1-dev takes it as an embedding: no second model call. Models with classifier-free
+    guidance, such as SD3.5, make a second call when it is above 1."""
+    negative_prompt: str = ""
+    """What classifier-free guidance leads away from. Only for models that have it."""
     max_sequence_length: Positive = 512
     """Longest prompt, in tokens of the model's main text encoder."""
+    prompt_cache: str = ""
+    """Folder for encoded prompts, such as ~/.cache/mixgrpo/prompts: a run encodes what it will see and lets go of the
+    text encoders before training. Empty: they stay in memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights that are not trained. Trained weights and optimiser state are always float32."""
     autocast: Literal["off", "bfloat16"] = "off"
@@ -45,6 +51,11 @@ class ModelConfig(Section):
     """`auto` (cuda if there is one, else cpu), `cpu`, or a torch device such as `cuda:1`."""
     threads: Count = 0
     """CPU threads of torch. 0: as many as torch takes by itself."""
+
+    def arguments(self, *, text_encoders: bool) -> dict[str, Any]:
+        """Return keyword arguments for `load_model`; with `text_encoders` for any prompt, whatever the cache has."""
+        others = {"path", "threads", "compile"}
+        return self.model_dump(exclude={*others, "prompt_cache"} if text_encoders else others)
 
 
 class PromptsConfig(Section):

@@ -30,7 +30,8 @@ def calibrate(config: Config, *, seconds: float = 60.0, clock: Clock = time.perf
     """
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
-    policy, scorer = load_policy(config), make_scorer(config)
+    live = config.model.model_copy(update={"prompt_cache": ""})
+    policy, scorer = load_policy(config.model_copy(update={"model": live})), make_scorer(config)
     try:
         bench = _Bench(config, policy, scorer)
         return bench.run(seconds, clock)

@@ -71,3 +71,8 @@ class FlowModel(Protocol):
     def save_lora(self, folder: Path) -> None:
         """Write the adapter alone in the form that the pipeline's `load_lora_weights` takes."""
         ...
+
+
+def times(x: Tensor, time: float) -> Tensor:
+    """Return a time for every sample of x [B, ...]: float32 [B]."""
+    return torch.full((len(x),), time, device=x.device)

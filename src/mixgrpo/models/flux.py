@@ -7,7 +7,9 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor
 
-from mixgrpo.models.pipeline import ModelOptions, Parts, PipelineModel, Row, refuse_negative_prompt
+from mixgrpo.models.base import times
+from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
+from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.vae import ImageVae
 from mixgrpo.shapes.flux import LORA_TARGETS
 
@@ -32,13 +34,14 @@ class FluxModel(PipelineModel):
         """Return the VAE's factor times the packing's 2."""
         return 2 ** (len(parts["vae"]["block_out_channels"]) - 1) * 2
 
-    def encode_rows(self, prompts: Sequence[str]) -> list[Row]:
+    @staticmethod
+    def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
         """Encode with T5 (padded to `max_sequence_length`, as the pipeline does) and CLIP (pooled)."""
-        text, pooled, _ = self.pipeline.encode_prompt(
+        text, pooled, _ = pipeline.encode_prompt(
             prompt=list(prompts),
             prompt_2=None,
-            device=self.device,
-            max_sequence_length=self.options.max_sequence_length,
+            device=device,
+            max_sequence_length=max_sequence_length,
         )
         return [{"text": one, "pooled": vector} for one, vector in zip(text, pooled, strict=True)]
 
@@ -48,8 +51,8 @@ class FluxModel(PipelineModel):
         guided = cast(Any, self.transformer).config.guidance_embeds
         return self.transformer(
             hidden_states=x,
-            timestep=self.times(x, sigma),
-            guidance=self.times(x, self.options.guidance_scale) if guided else None,
+            timestep=times(x, sigma),
+            guidance=times(x, self.options.guidance_scale) if guided else None,
             pooled_projections=tensors["pooled"],
             encoder_hidden_states=text,
             txt_ids=torch.zeros(text.shape[1], 3, device=x.device),

@@ -1,7 +1,7 @@
 """What all families share: a frozen diffusers pipeline whose transformer is trained, guidance, and saving."""
 
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,35 +11,19 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mixgrpo.errors import ConfigError
 from mixgrpo.models.base import Conditioning
+from mixgrpo.models.options import ModelOptions
+from mixgrpo.models.prompt_cache import PromptCache
 from mixgrpo.models.schedule import pipeline_sigmas
 from mixgrpo.models.vae import Vae
+
+Device = torch.device | str
 
 Row = dict[str, Tensor]
 """One encoded prompt: tensors without a batch dim, by the names that the family gave them."""
 
 Parts = Mapping[str, Mapping[str, Any]]
 """The config of every part of a pipeline that has one, such as `transformer`."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """How a pipeline is used."""
-
-    height: int
-    """Pixels, a multiple of the family's `side_multiple`."""
-    width: int
-    num_frames: int = 1
-    """Frames of a video; 1 for image models."""
-    guidance_scale: float = 3.5
-    """As the family's pipeline names and takes it; 1 or less: no classifier-free guidance."""
-    negative_prompt: str = ""
-    """What classifier-free guidance leads away from."""
-    max_sequence_length: int = 512
-    """Longest prompt, in tokens of the main text encoder."""
-    autocast: torch.dtype | None = None
-    """What the transformer computes in; None: in the type of its weights."""
 
 
 class PipelineModel:
@@ -54,6 +38,11 @@ class PipelineModel:
     """Shape of one sample's latent, as `velocity` takes it."""
     vae: Vae
     """The autoencoder, with its scaling undone."""
+
+    source: Path | None = None
+    """Folder that the pipeline came from."""
+    prompt_cache: PromptCache | None = None
+    """Where encoded prompts are, if the text encoders are not loaded."""
 
     def __init__(self, pipeline: DiffusionPipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it.
@@ -73,8 +62,9 @@ class PipelineModel:
         """Return what the sides of an image must be multiples of."""
         raise NotImplementedError
 
-    def encode_rows(self, prompts: Sequence[str]) -> list[Row]:
-        """Encode prompts, each as it would be alone."""
+    @staticmethod
+    def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
+        """Encode prompts, each as it would be alone. Of `pipeline` only the text encoders need be loaded."""
         raise NotImplementedError
 
     def predict(self, x: Tensor, sigma: float, tensors: Row) -> Tensor:
@@ -122,10 +112,21 @@ class PipelineModel:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts, and once the negative prompt where guidance needs it."""
+        """Encode prompts, and once the negative prompt where guidance needs it.
+
+        Raises:
+            ModelError: if text encoders are not loaded and a prompt is not in the cache.
+        """
         if self.is_guided and self._negative is None:
-            self._negative = self.collate(self.encode_rows([self.options.negative_prompt]))
-        return self.collate(self.encode_rows(prompts))
+            self._negative = self.collate(self._rows([self.options.negative_prompt]))
+        return self.collate(self._rows(prompts))
+
+    def _rows(self, prompts: Sequence[str]) -> list[Row]:
+        if self.prompt_cache is not None:
+            rows = [self.prompt_cache.read(prompt) for prompt in prompts]
+            return [{name: tensor.to(self.device) for name, tensor in row.items()} for row in rows]
+        length = self.options.max_sequence_length
+        return self.encode_rows(self.pipeline, prompts, max_sequence_length=length, device=self.device)
 
     def collate(self, rows: Sequence[Row]) -> Conditioning:
         """Put prompts together: texts shorter than the longest are padded, and then a `mask` says what is text."""
@@ -178,8 +179,16 @@ class PipelineModel:
         return self.pack(cells) > 0.0
 
     def save(self, folder: Path) -> None:
-        """Write the pipeline as safetensors; its class's `from_pretrained(folder)` loads it."""
+        """Write the pipeline as safetensors; its class's `from_pretrained(folder)` loads it.
+
+        Text encoders that are not loaded are copied from where the model came from.
+        """
         self.pipeline.save_pretrained(folder, safe_serialization=True)
+        absent = [name for name in self.text_encoders if getattr(self.pipeline, name) is None]
+        if absent and self.source is not None:
+            for name in absent:
+                shutil.copytree(self.source / name, folder / name)
+            shutil.copyfile(self.source / "model_index.json", folder / "model_index.json")
 
     def save_lora(self, folder: Path) -> None:
         """Write the adapter alone, with its scale; the pipeline's `load_lora_weights(folder)` loads it."""
@@ -189,20 +198,4 @@ class PipelineModel:
             transformer_lora_layers=cast(Any, get_peft_model_state_dict(transformer)),
             transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
             safe_serialization=True,
-        )
-
-    def times(self, x: Tensor, time: float) -> Tensor:
-        """Return a time for every sample of x, float32 [B]."""
-        return torch.full((len(x),), time, device=x.device)
-
-
-def refuse_negative_prompt(options: ModelOptions, family: str) -> None:
-    """Refuse a negative prompt where nothing would read it.
-
-    Raises:
-        ConfigError: if there is one.
-    """
-    if options.negative_prompt:
-        raise ConfigError(
-            f"model.negative_prompt: {family} takes guidance as an embedding and has no negative prompt; leave it empty"
         )

@@ -32,7 +32,7 @@ def shifted(config: Mapping[str, Any], times: Sequence[float], *, mu: float | No
     sigmas = [shift * time / (1.0 + (shift - 1.0) * time) for time in times]
     if terminal := config.get("shift_terminal"):
         stretch = (1.0 - sigmas[-1]) / (1.0 - terminal)
-        sigmas = [1.0 - (1.0 - sigma) / stretch for sigma in sigmas]
+        sigmas = [1.0 - (1.0 - value) / stretch for value in sigmas]
     return (*sigmas, 0.0)
 
 

@@ -1,11 +1,14 @@
 """Stable Diffusion 3 and 3.5 as diffusers have them: latents are images, guidance is classifier-free."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from mixgrpo.models.pipeline import ModelOptions, Parts, PipelineModel, Row
+from mixgrpo.models.base import times
+from mixgrpo.models.options import ModelOptions
+from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.schedule import scheduler_sigmas
 from mixgrpo.models.vae import ImageVae
 
@@ -56,15 +59,16 @@ class StableDiffusion3Model(PipelineModel):
         """Return the pipeline's schedule, whose times come from the scheduler."""
         return scheduler_sigmas(self.pipeline.scheduler.config, num_steps, tokens=self.image_tokens)
 
-    def encode_rows(self, prompts: Sequence[str]) -> list[Row]:
+    @staticmethod
+    def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
         """Encode with both CLIPs (padded to 77) and T5 (padded to `max_sequence_length`), side by side as one text."""
-        text, _, pooled, _ = self.pipeline.encode_prompt(
+        text, _, pooled, _ = pipeline.encode_prompt(
             prompt=list(prompts),
             prompt_2=None,
             prompt_3=None,
-            device=self.device,
+            device=device,
             do_classifier_free_guidance=False,
-            max_sequence_length=self.options.max_sequence_length,
+            max_sequence_length=max_sequence_length,
         )
         return [{"text": one, "pooled": vector} for one, vector in zip(text, pooled, strict=True)]
 
@@ -72,7 +76,7 @@ class StableDiffusion3Model(PipelineModel):
         """Call the transformer."""
         return self.transformer(
             hidden_states=x,
-            timestep=self.times(x, sigma * _TIMES),
+            timestep=times(x, sigma * _TIMES),
             encoder_hidden_states=tensors["text"],
             pooled_projections=tensors["pooled"],
             return_dict=False,

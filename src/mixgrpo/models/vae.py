@@ -36,8 +36,8 @@ class ImageVae:
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents [B, C, h, w] into pixels."""
         config = self.module.config
-        unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
-        return self.module.decode(unscaled.to(self.module.dtype), return_dict=False)[0].float()
+        latents = (latents / config.scaling_factor + (config.shift_factor or 0.0)).to(self.module.dtype)
+        return self.module.decode(latents, return_dict=False)[0].float()
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Turn pixels into latents [B, C, h, w]."""

@@ -14,7 +14,13 @@ from rich.text import Text
 
 from mixgrpo.config.schema import Config
 
-_UNITS = {"sampling": "prompts", "updating": "micro-batches", "evaluating": "images", "training sampler": "images"}
+_UNITS = {
+    "encoding prompts": "prompts",
+    "sampling": "prompts",
+    "updating": "micro-batches",
+    "evaluating": "images",
+    "training sampler": "images",
+}
 _RECENT = 10
 """Iterations that the time left is estimated from."""
 

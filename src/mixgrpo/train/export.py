@@ -32,9 +32,12 @@ def load_run_config(run: Path) -> Config:
 
 
 def load_policy(config: Config, *, for_training: bool = True) -> Policy:
-    """Load the starting model of a config and make it trainable as a run does; to draw only, without copies."""
+    """Load the starting model of a config and make it trainable as a run does.
+
+    To draw only, it is loaded without copies of its weights, and with text encoders even if there is a prompt cache.
+    """
     return Policy(
-        load_model(config.model.path, **config.model.model_dump(exclude={"path", "threads", "compile"})),
+        load_model(config.model.path, **config.model.arguments(text_encoders=not for_training)),
         config.lora,
         seed=config.seed,
         with_reference=for_training and config.loss.kl_weight > 0,

@@ -15,7 +15,7 @@ import mixgrpo
 from mixgrpo.config.load import dump_resolved
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import NftLossConfig
-from mixgrpo.data.prompts import load_prompts, prompt_batch
+from mixgrpo.data.prompts import prompt_batch
 from mixgrpo.errors import ConfigError, MixGRPOError
 from mixgrpo.flow.noise import Noise
 from mixgrpo.flow.plan import TrajectoryPlan, ode_plan
@@ -32,6 +32,7 @@ from mixgrpo.train.guard import check_collapse, check_failures, check_skipped, l
 from mixgrpo.train.inference import draw_batches, score_batches
 from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
 from mixgrpo.train.objective import make_objective
+from mixgrpo.train.prompts import encode_ahead, run_prompts
 from mixgrpo.train.samples import SampleSheet
 from mixgrpo.train.scores import Means, summarise
 from mixgrpo.train.settings import make_plan, make_window
@@ -84,10 +85,11 @@ class Trainer:
                 raise ConfigError(f"{run} holds an earlier run: choose a new folder, or resume it")
             run.mkdir(parents=True, exist_ok=True)
             dump_resolved(config, run / "resolved.json")
-        self.prompts, self.heldout = _load_prompts(config)
+        self.prompts, self.heldout = run_prompts(config)
         self.scorer = make_scorer(config)
         if config.model.threads:
             torch.set_num_threads(config.model.threads)
+        encode_ahead(config, self.prompts, self.heldout, progress=Sinks(sinks).progress)
         self.policy = load_policy(config)
         if config.model.compile:
             self.policy.model.transformer.compile()
@@ -369,19 +371,6 @@ def make_scorer(config: Config) -> Scorer:
         {reward.name: make_reward(reward.use or reward.name, reward.options) for reward in config.rewards},
         timeout={reward.name: reward.timeout for reward in config.rewards},
     )
-
-
-def _load_prompts(config: Config) -> tuple[list[str], list[str]]:
-    """Return the training prompts and the held-out ones, after checking that they do not overlap."""
-    prompts, heldout = load_prompts(config.prompts.train), load_prompts(config.prompts.heldout)
-    if len(prompts) < config.prompts_per_iteration:
-        raise ConfigError(
-            f"prompts.train holds {len(prompts)} prompts, fewer than prompts_per_iteration "
-            f"({config.prompts_per_iteration})"
-        )
-    if both := set(prompts) & set(heldout):
-        raise ConfigError(f"prompts.heldout must not be trained on, but prompts.train holds {min(both)!r} too")
-    return prompts, heldout[: config.eval.num_prompts or None]
 
 
 def _figures(means: Means) -> dict[str, dict[str, float]]:
