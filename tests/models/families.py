@@ -114,25 +114,25 @@ def t5(width: int) -> T5EncoderModel:
     )
 
 
-def flux(*, guidance: bool = True, dynamic: bool = True) -> FluxPipeline:
+def flux(*, guidance: bool = True, dynamic: bool = True, width: int = 16) -> FluxPipeline:
     return shake(
         FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic),
             transformer=FluxTransformer2DModel(
                 patch_size=1,
-                in_channels=16,
+                in_channels=width,
                 num_layers=1,
                 num_single_layers=1,
                 attention_head_dim=16,
-                num_attention_heads=2,
-                joint_attention_dim=16,
-                pooled_projection_dim=8,
+                num_attention_heads=max(2, width // 16),
+                joint_attention_dim=width,
+                pooled_projection_dim=width // 2,
                 guidance_embeds=guidance,
                 axes_dims_rope=(4, 6, 6),
             ),
-            vae=vae(4),
-            text_encoder=clip(8),
-            text_encoder_2=t5(16),
+            vae=vae(width // 4),
+            text_encoder=clip(width // 2),
+            text_encoder_2=t5(width),
             tokenizer=clip_tokenizer(),
             tokenizer_2=ByT5Tokenizer(model_max_length=512),
         )

@@ -154,7 +154,7 @@ def load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
 
     if drawing.model.threads:
         torch.set_num_threads(drawing.model.threads)
-    options = drawing.model.arguments(text_encoders=True)
+    options = drawing.model.arguments(drawing=True)
     base = None if drawing.base is None else load_model(drawing.base, **options)
     run, known = drawing.source.run, drawing.source.known
     if run is None or known is None:

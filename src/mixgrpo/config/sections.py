@@ -41,10 +41,17 @@ class ModelConfig(Section):
     """Type of the weights that are not trained. Trained weights and optimiser state are always float32."""
     autocast: Literal["off", "bfloat16"] = "off"
     """Type that the transformer computes in. Solver, log-probabilities and losses stay float32."""
+    quantize: Literal["off", "int8", "nf4"] = "off"
+    """Keep the transformer's frozen weights in 8 bits (torchao) or 4 bits (bitsandbytes, needs a GPU). For adapters
+    only; extra `quantize`."""
     attention: str = "native"
     """Attention backend as diffusers names it, such as native, flash or _flash_3."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time for an update."""
+    vae_decoding: Literal["whole", "sliced", "tiled"] = "whole"
+    """Decode a micro-batch at once, image by image, or each in overlapping tiles, which shows a little at the seams."""
+    offload: bool = False
+    """Let VAE and text encoders wait on the CPU while they are not used: less memory, some seconds an iteration."""
     compile: bool = False
     """Compile the transformer with torch.compile: minutes at the start, then faster steps."""
     device: str = "auto"
@@ -52,10 +59,10 @@ class ModelConfig(Section):
     threads: Count = 0
     """CPU threads of torch. 0: as many as torch takes by itself."""
 
-    def arguments(self, *, text_encoders: bool) -> dict[str, Any]:
-        """Return keyword arguments for `load_model`; with `text_encoders` for any prompt, whatever the cache has."""
+    def arguments(self, *, drawing: bool) -> dict[str, Any]:
+        """Return arguments of `load_model`: for training, or for `drawing`, with any prompt and in whole weights."""
         others = {"path", "threads", "compile"}
-        return self.model_dump(exclude={*others, "prompt_cache"} if text_encoders else others)
+        return self.model_dump(exclude={*others, "prompt_cache", "quantize"} if drawing else others)
 
 
 class PromptsConfig(Section):

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixgrpo.errors import ConfigError, ModelError
+from mixgrpo.errors import ConfigError, MissingExtraError, ModelError
 from mixgrpo.models.base import FlowModel
 from mixgrpo.models.registry import find_model, read_index
 
@@ -30,6 +31,9 @@ def load_model(
     device: str = "auto",
     revision: str = "",
     prompt_cache: str | Path = "",
+    quantize: str = "off",
+    vae_decoding: str = "whole",
+    offload: bool = False,
 ) -> FlowModel:
     """Load a bundled model by name, a diffusers folder, or a hub id, and freeze it.
 
@@ -48,7 +52,7 @@ def load_model(
     device = _device(device)
     _check_size(height, width, adapter.side_multiple(_part_configs(folder)))
     absent = adapter.text_encoders if prompt_cache else ()
-    pipeline = _load(folder, dtype, absent)
+    pipeline = _load(folder, dtype, absent, quantize=quantize)
     options = ModelOptions(
         height=height,
         width=width,
@@ -60,6 +64,12 @@ def load_model(
     )
     model = adapter(pipeline.to(device), options)
     model.source = folder
+    if offload:
+        model.offload()
+    if vae_decoding != "whole":
+        pipeline.vae.enable_slicing()
+    if vae_decoding == "tiled":
+        pipeline.vae.enable_tiling()
     if prompt_cache:
         model.prompt_cache = _open_cache(folder, adapter, prompt_cache, dtype, max_sequence_length)
     if attention != "native":
@@ -125,16 +135,42 @@ def _open_cache(
     return PromptCache(Path(folder).expanduser(), f"{fingerprint(source, parts)}-{dtype}", max_sequence_length)
 
 
-def _load(folder: Path, dtype: str, absent: Sequence[str]) -> Any:
+def _load(folder: Path, dtype: str, absent: Sequence[str], *, quantize: str = "off") -> Any:
     """Load the pipeline in a folder without its parts `absent`."""
     import torch  # noqa: PLC0415 - loaded late, as diffusers is
     from diffusers import DiffusionPipeline  # noqa: PLC0415
 
-    without: dict[str, Any] = dict.fromkeys(absent)
+    options: dict[str, Any] = dict.fromkeys(absent)
+    if quantize != "off":
+        options["quantization_config"] = _quantization(quantize)
     try:
-        return DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, **without)
+        return DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, **options)
     except (OSError, TypeError) as error:
         raise ModelError(f"model {str(folder)!r} cannot be loaded: {error}") from error
+
+
+def _quantization(kind: str) -> Any:
+    """Return how diffusers is to quantise the transformer while it loads.
+
+    Raises:
+        MissingExtraError: if the library for it is not installed.
+        ConfigError: if this machine cannot do it.
+    """
+    import torch  # noqa: PLC0415 - loaded late, as diffusers is
+    from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig  # noqa: PLC0415
+
+    library = {"int8": "torchao", "nf4": "bitsandbytes"}[kind]
+    if find_spec(library) is None:
+        raise MissingExtraError(f"model.quantize = {kind!r}", library, "quantize")
+    if kind == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig  # noqa: PLC0415 - optional
+
+        how: Any = TorchAoConfig(Int8WeightOnlyConfig())
+    else:
+        if not torch.cuda.is_available():
+            raise ConfigError("model.quantize = 'nf4' needs a CUDA device, which torch does not see; int8 needs none")
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return PipelineQuantizationConfig(quant_mapping={"transformer": how})
 
 
 def _part_configs(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """What all families share: a frozen diffusers pipeline whose transformer is trained, guidance, and saving."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,6 +54,7 @@ class PipelineModel:
         self.pipeline: Any = pipeline
         self.options = options
         self._negative: Conditioning | None = None
+        self._resting: torch.device | None = None
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
@@ -126,7 +128,8 @@ class PipelineModel:
             rows = [self.prompt_cache.read(prompt) for prompt in prompts]
             return [{name: tensor.to(self.device) for name, tensor in row.items()} for row in rows]
         length = self.options.max_sequence_length
-        return self.encode_rows(self.pipeline, prompts, max_sequence_length=length, device=self.device)
+        with self._at_work(*(getattr(self.pipeline, name) for name in self.text_encoders)):
+            return self.encode_rows(self.pipeline, prompts, max_sequence_length=length, device=self.device)
 
     def collate(self, rows: Sequence[Row]) -> Conditioning:
         """Put prompts together: texts shorter than the longest are padded, and then a `mask` says what is text."""
@@ -163,7 +166,8 @@ class PipelineModel:
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Unpack and decode."""
-        return (self.vae.decode(self.unpack(x)) / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
+        with self._at_work(self.pipeline.vae):
+            return (self.vae.decode(self.unpack(x)) / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
@@ -171,12 +175,32 @@ class PipelineModel:
         height, width = self.options.height, self.options.width
         if images.shape[1:] != (3, height, width):
             raise ValueError(f"images must be [batch, 3, {height}, {width}], got {tuple(images.shape)}")
-        return self.pack(self.vae.encode((images * 2.0 - 1.0).to(self.device)))
+        with self._at_work(self.pipeline.vae):
+            return self.pack(self.vae.encode((images * 2.0 - 1.0).to(self.device)))
 
     def encode_mask(self, masks: Tensor) -> Tensor:
         """Mark every cell of the VAE's grid that has a marked pixel, in all channels."""
         cells = self.vae.cells(masks.to(self.device, torch.float32))
         return self.pack(cells) > 0.0
+
+    def offload(self) -> None:
+        """Let what is idle wait on the CPU from now on: VAE and text encoders."""
+        self._resting = torch.device("cpu")
+        for part in (self.pipeline.vae, *(getattr(self.pipeline, name) for name in self.text_encoders)):
+            if part is not None:
+                part.to(self._resting)
+
+    @contextmanager
+    def _at_work(self, *parts: nn.Module | None) -> Iterator[None]:
+        """Have `parts` beside the transformer meanwhile, if they rest elsewhere."""
+        moved = [part for part in parts if part is not None and self._resting is not None]
+        try:
+            for part in moved:
+                part.to(self.device)
+            yield
+        finally:
+            for part in moved:
+                part.to(self._resting)
 
     def save(self, folder: Path) -> None:
         """Write the pipeline as safetensors; its class's `from_pretrained(folder)` loads it.
