@@ -14,6 +14,7 @@ from torch import Tensor
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import CheckpointError, ConfigError, RewardError, TrainingError
 from mixgrpo.rewards import Scores
+from mixgrpo.train.console import ConsoleSink
 from mixgrpo.train.guard import check_collapse, longest_streak
 from mixgrpo.train.loop import train
 
@@ -42,9 +43,12 @@ def make_faulty(fault: str, share: float = 0.25) -> Faulty:
     return Faulty(fault, share)
 
 
+def _rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def _train_rows(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["kind"] == "train"]
+    return [row for row in _rows(run) if row["kind"] == "train"]
 
 
 def _faulty(fault: str, **options: object) -> list[dict[str, object]]:
@@ -132,11 +136,16 @@ def test_updates_that_are_never_finite_stop_the_run(tmp_path: Path, make_config:
         train(config, tmp_path / "run")
 
 
-def test_heldout_prompts_must_not_be_trained_on(tmp_path: Path, make_config: Callable[..., Config]) -> None:
-    config = make_config()
-    Path(config.prompts.heldout).write_text(Path(config.prompts.train).read_text())
-    with pytest.raises(ConfigError, match=r"prompts\.heldout"):
-        train(config, tmp_path / "run")
+def test_heldout_prompts_that_are_trained_on_are_told_of(
+    tmp_path: Path, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(iterations=1)
+    Path(config.prompts.heldout).write_text(Path(config.prompts.train).read_text() + "\nanother picture")
+    train(config, tmp_path / "run", sinks=[ConsoleSink(config)])
+    said = capsys.readouterr().out.splitlines()[2]
+    assert said.startswith("  warning  6 of the 7 held-out prompts are in prompts.train too and will be trained on")
+    (start,) = [row for row in _rows(tmp_path / "run") if row["kind"] == "start"]
+    assert start["prompts"]["shared"] == 6
 
 
 def test_too_few_prompts_are_told_before_a_model_is_loaded(tmp_path: Path, make_config: Callable[..., Config]) -> None:

@@ -76,6 +76,10 @@ class FluxModel:
         )
         return Conditioning({"text": cast(Tensor, text), "pooled": cast(Tensor, pooled)})
 
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens of T5 each prompt takes, its end included; `encode` cuts at `max_sequence_length`."""
+        return [len(tokens) for tokens in self.pipeline.tokenizer_2(list(prompts), verbose=False).input_ids]
+
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """Predict the velocity; sigma goes in unrounded, as in the pipeline (in bfloat16, diffusers casts it)."""
         text, pooled = conditioning.tensors["text"], conditioning.tensors["pooled"]
