@@ -58,6 +58,28 @@ def test_other_terminals_get_ascii(capsys: pytest.CaptureFixture[str], monkeypat
     assert chart.isascii()
 
 
+def test_prompts_are_counted_but_never_downloaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    lines = _plan(capsys, "flux-nano").splitlines()
+    assert "prompts (nano-train): 2,448 prompts" in lines
+    assert "held out (nano-heldout): 256 prompts" in lines
+    (tmp_path / "mine.csv").write_text("text\n" + "\n".join(f"p {number % 25}" for number in range(30)))
+    mine = ("--prompts.train", str(tmp_path / "mine.csv"), "--prompts.column", "text", "--prompts.heldout", "split:5")
+    lines = _plan(capsys, "flux-nano", *mine).splitlines()
+    assert f"prompts ({tmp_path / 'mine.csv'}): 20 prompts; left out 5 duplicates" in lines
+    assert "held out (split:5): 5 prompts" in lines
+    figures = json.loads(_plan(capsys, "flux-nano", *mine, "--json"))["prompts"]
+    assert (figures["training"]["prompts"], figures["heldout"]["prompts"], figures["shared"]) == (20, 5, 0)
+
+    hub = ("--prompts.train", "hub:owner/name")
+    assert "prompts (hub:owner/name): counted when the run starts" in _plan(capsys, "flux-nano", *hub).splitlines()
+    assert json.loads(_plan(capsys, "flux-nano", *hub, "--json"))["prompts"] is None
+    assert main(["plan", "flux-nano", "--prompts.train", "nowhere.jsonl"]) == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err
+
+
 def test_figures_are_those_of_the_design(capsys: pytest.CaptureFixture[str]) -> None:
     args = ("--window.type", "frozen", "--window.start", "7", "--loss.updates-per-iteration", "1", "--json")
     calls = json.loads(_plan(capsys, "flux1-dev-mixgrpo", *args))["calls_per_sample"]

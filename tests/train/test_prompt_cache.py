@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mixgrpo.config.schema import Config
+from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.train.export import load_run_model
 from mixgrpo.train.loop import Trainer, train
-from mixgrpo.train.prompts import encode_ahead, run_prompts
+from mixgrpo.train.prompts import encode_ahead
 from tests.train.test_compare import assert_same
 
 
@@ -28,6 +29,7 @@ def test_a_run_with_a_cache_is_the_run_without(make_config: Callable[..., Config
 def test_only_what_a_run_will_see_is_encoded(make_config: Callable[..., Config], tmp_path: Path) -> None:
     config = make_config(iterations=2, model={"prompt_cache": str(tmp_path)}, eval={"num_prompts": 3})
     told: list[tuple[str, int, int]] = []
-    encode_ahead(config, *run_prompts(config), progress=lambda *words: told.append(words))
+    sets = load_prompt_sets(config)
+    encode_ahead(config, sets.training.prompts, sets.heldout.prompts[:3], progress=lambda *words: told.append(words))
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2 * 2 + 3 + 1  # and the negative prompt, empty here
     assert told[-1] == ("encoding prompts", 8, 8)

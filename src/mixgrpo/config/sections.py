@@ -66,12 +66,16 @@ class ModelConfig(Section):
 
 
 class PromptsConfig(Section):
-    """Where the prompts come from: one a line; blank lines and lines that start with # are left out."""
+    """Where the prompts come from (docs/data.md)."""
 
     train: str
-    """`nano-train` or `signs-train` (come with the package), or a text file."""
+    """A list that comes with the package (`nano-train`, `signs-train`), a .txt, .jsonl or .csv file, or
+    `hub:owner/name[:split]`."""
     heldout: str
-    """`nano-heldout` or `signs-heldout` (come with the package), or a text file. Never trained on."""
+    """The same, such as `nano-heldout`, or `split:N`: hold N of the training prompts out, chosen by a hash of their
+    text. A run says at its start if files overlap."""
+    column: str = "prompt"
+    """Column of a .jsonl or .csv file, or of a dataset, that holds the prompt. Rewards can read the others."""
 
 
 class RolloutConfig(Section):

@@ -49,7 +49,7 @@ class _Bench:
     times: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        texts = load_prompts(self.config.prompts.train)
+        texts = load_prompts(self.config.prompts.train, column=self.config.prompts.column)
         self.prompts = [texts[index % len(texts)] for index in range(self.config.prompts_per_iteration)]
         self.optimizer = torch.optim.AdamW(list(self.policy.trained.values()), lr=0.0)
         self.conditioning = self.policy.model.encode(self.prompts)

@@ -48,6 +48,10 @@ class FlowModel(Protocol):
         """Encode prompts."""
         ...
 
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens of the main text encoder each prompt takes, if none is cut."""
+        ...
+
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """Predict v = noise - x0 at x [B, *latent], guidance included."""
         ...

@@ -18,6 +18,7 @@ class FluxModel(PipelineModel):
     """A `FluxPipeline`: x is [B, height / 2f * width / 2f, 4 * channels], f the VAE's factor."""
 
     text_encoders = ("text_encoder", "text_encoder_2")
+    tokenizer = "tokenizer_2"
     lora_targets = LORA_TARGETS
 
     def __init__(self, pipeline: FluxPipeline, options: ModelOptions) -> None:

@@ -32,6 +32,8 @@ class PipelineModel:
 
     text_encoders: tuple[str, ...]
     """Parts of the pipeline that only encode prompts."""
+    tokenizer: str
+    """The part that splits prompts for the main text encoder."""
     lora_targets: tuple[str, ...]
     """Names of the layers that get an adapter unless told otherwise."""
 
@@ -130,6 +132,11 @@ class PipelineModel:
         length = self.options.max_sequence_length
         with self._at_work(*(getattr(self.pipeline, name) for name in self.text_encoders)):
             return self.encode_rows(self.pipeline, prompts, max_sequence_length=length, device=self.device)
+
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens each prompt takes, its end included; encoding cuts at `max_sequence_length`."""
+        tokenizer = getattr(self.pipeline, self.tokenizer)
+        return [len(tokens) for tokens in tokenizer(list(prompts), verbose=False).input_ids]
 
     def collate(self, rows: Sequence[Row]) -> Conditioning:
         """Put prompts together: texts shorter than the longest are padded, and then a `mask` says what is text."""

@@ -20,6 +20,7 @@ class StableDiffusion3Model(PipelineModel):
     """A `StableDiffusion3Pipeline`: x is [B, channels, height / f, width / f], f the VAE's factor."""
 
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    tokenizer = "tokenizer_3"
     lora_targets = (
         "attn.to_q",
         "attn.to_k",

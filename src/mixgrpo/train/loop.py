@@ -16,6 +16,7 @@ from mixgrpo.config.load import dump_resolved
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import NftLossConfig
 from mixgrpo.data.prompts import prompt_batch
+from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.errors import ConfigError, MixGRPOError
 from mixgrpo.flow.noise import Noise
 from mixgrpo.flow.plan import TrajectoryPlan, ode_plan
@@ -32,7 +33,7 @@ from mixgrpo.train.guard import check_collapse, check_failures, check_skipped, l
 from mixgrpo.train.inference import draw_batches, score_batches
 from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
 from mixgrpo.train.objective import make_objective
-from mixgrpo.train.prompts import encode_ahead, run_prompts
+from mixgrpo.train.prompts import encode_ahead
 from mixgrpo.train.samples import SampleSheet
 from mixgrpo.train.scores import Means, summarise
 from mixgrpo.train.settings import make_plan, make_window
@@ -85,7 +86,11 @@ class Trainer:
                 raise ConfigError(f"{run} holds an earlier run: choose a new folder, or resume it")
             run.mkdir(parents=True, exist_ok=True)
             dump_resolved(config, run / "resolved.json")
-        self.prompts, self.heldout = run_prompts(config)
+        self.sets = load_prompt_sets(config)
+        self.prompts, self.heldout = (
+            self.sets.training.prompts,
+            self.sets.heldout.prompts[: config.eval.num_prompts or None],
+        )
         self.scorer = make_scorer(config)
         if config.model.threads:
             torch.set_num_threads(config.model.threads)
@@ -138,6 +143,7 @@ class Trainer:
                 "python": platform.python_version(),
                 "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
                 "trained_parameters": sum(weight.numel() for weight in self.policy.trained.values()),
+                "prompts": self.sets.figures(self.policy.model.count_tokens, self.config.model.max_sequence_length),
                 "resumed_from": self.state.iteration or None,
             }
         )

@@ -1,28 +1,10 @@
-"""The prompts of a run: read, checked, and encoded ahead where the text encoders are not to stay in memory."""
+"""Encodes the prompts of a run ahead, where the text encoders are not to stay in memory."""
 
 from collections.abc import Callable, Sequence
 
 from mixgrpo.config.schema import Config
-from mixgrpo.data.prompts import load_prompts, prompt_batch
-from mixgrpo.errors import ConfigError
+from mixgrpo.data.prompts import prompt_batch
 from mixgrpo.models import cache_prompts
-
-
-def run_prompts(config: Config) -> tuple[list[str], list[str]]:
-    """Return the training prompts and the held-out ones, after checking that they do not overlap.
-
-    Raises:
-        ConfigError: if they do, if there are too few, or a file cannot be read.
-    """
-    prompts, heldout = load_prompts(config.prompts.train), load_prompts(config.prompts.heldout)
-    if len(prompts) < config.prompts_per_iteration:
-        raise ConfigError(
-            f"prompts.train holds {len(prompts)} prompts, fewer than prompts_per_iteration "
-            f"({config.prompts_per_iteration})"
-        )
-    if both := set(prompts) & set(heldout):
-        raise ConfigError(f"prompts.heldout must not be trained on, but prompts.train holds {min(both)!r} too")
-    return prompts, heldout[: config.eval.num_prompts or None]
 
 
 def encode_ahead(
