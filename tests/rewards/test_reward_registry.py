@@ -48,8 +48,8 @@ def working_directory(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(REWARDS))
 def test_every_built_in_reward_can_be_made_and_is_called_by_its_name(name):
-    with serving(lambda asked: Said({}), get=lambda asked: Said(HEALTH)) as served:
-        needed = {"http": {"url": served.url}}
+    with serving(lambda asked: Said({}), get=lambda asked: Said({**HEALTH, "data": [{"id": "judge"}]})) as served:
+        needed = {"http": {"url": served.url}, "vlm": {"url": served.url, "model": "judge"}}
         reward = make_reward(name, needed.get(name, {}))
     assert isinstance(reward, Reward)
     assert reward.name == name

@@ -52,6 +52,13 @@ def _tesseract() -> Reward:
     return TesseractReward()
 
 
+def _vlm(**options: Any) -> Reward:
+    from mixgrpo.rewards.options import VlmOptions, read_options  # noqa: PLC0415
+    from mixgrpo.rewards.vlm import VlmReward  # noqa: PLC0415
+
+    return VlmReward(read_options("vlm", VlmOptions, options))
+
+
 REWARDS: dict[str, Callable[..., Reward]] = {
     "brightness": _brightness,
     "colors": _colors,
@@ -59,6 +66,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "jpeg": _jpeg,
     "ocr": _ocr,
     "tesseract": _tesseract,
+    "vlm": _vlm,
 }
 """Name -> what makes the reward from its options."""
 

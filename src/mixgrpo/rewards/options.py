@@ -42,6 +42,31 @@ class HttpOptions(ServerOptions):
     """Requests at the same time."""
 
 
+class VlmOptions(ServerOptions):
+    """Options of the reward `vlm`, whose `url` is what the server puts before /chat/completions."""
+
+    model: str
+    """The model's name on the server."""
+    template: str = "default"
+    """What the judge is asked: `default`, `unified-reward`, or the text itself, with {prompt} and {column} in it."""
+    parse: str = r"(?i)score\**:\**\s*(-?\d+(?:\.\d+)?)(?!\.?\d|\s*/)"
+    """Where the score is: a regular expression with one group, or `json:NAME`. The last place that fits counts."""
+    score_range: tuple[float, float] = (1.0, 5.0)
+    """Lowest and highest score there is. An answer outside is a failure."""
+    normalise: bool = False
+    """Map `score_range` to 0 to 1."""
+    logprobs: bool = False
+    """Take the expected score over the tokens that the judge weighed, in place of the one that it wrote."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest answer."""
+    temperature: float = Field(default=0.0, ge=0.0)
+    """Of the judge's sampling. 0: the likeliest answer."""
+    extra: dict[str, Any] = Field(default={})
+    """Further fields of the request, such as chat_template_kwargs."""
+    concurrent: int = Field(default=8, ge=1)
+    """Requests at the same time; each is one image."""
+
+
 def read_options(reward: str, kind: type[Options], options: Mapping[str, Any]) -> Options:
     """Check the options of a reward's config.
 
