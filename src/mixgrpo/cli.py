@@ -18,8 +18,9 @@ COMMANDS = {
     "report": "write a run's report.html again",
     "export": "write a run's result as a diffusers folder",
     "presets": "list the presets, or print one",
+    "serve-reward": "serve rewards over HTTP to runs elsewhere",
 }
-"""Command -> what it does. Each is a module of `mixgrpo.commands` with a function `run(args) -> exit code`."""
+"""Command -> what it does. Each is a module of `mixgrpo.commands`, with _ for -, and has `run(args) -> exit code`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def _dispatch(args: list[str]) -> int:
         kind = "option" if command.startswith("-") else "command"
         hint = did_you_mean(command, COMMANDS)
         raise ConfigError(f"unknown {kind} {command}{hint or '.'} Commands: {', '.join(COMMANDS)}")
-    return importlib.import_module(f"mixgrpo.commands.{command}").run(args[1:])
+    return importlib.import_module(f"mixgrpo.commands.{command.replace('-', '_')}").run(args[1:])
 
 
 def _help() -> str:
@@ -68,7 +69,7 @@ def _help() -> str:
         "Post-train flow-matching image models with rewards: MixGRPO (arXiv 2507.21802) and its family.",
         "",
         "commands:",
-        *(f"  {name:9} {summary}" for name, summary in COMMANDS.items()),
+        *(f"  {name:12} {summary}" for name, summary in COMMANDS.items()),
         "",
         "  mixgrpo COMMAND --help    the arguments of a command",
         "  mixgrpo --version         the version",
