@@ -27,6 +27,12 @@ def _colors() -> Reward:
     return ColorReward()
 
 
+def _imagereward(**options: Any) -> Reward:  # the class says which, and checks them
+    from mixgrpo.rewards.imagereward import ImageReward  # noqa: PLC0415
+
+    return ImageReward(**options)
+
+
 def _jpeg(*, quality: int = 95) -> Reward:
     from mixgrpo.rewards.toy import JpegReward  # noqa: PLC0415
 
@@ -48,6 +54,7 @@ def _tesseract() -> Reward:
 REWARDS: dict[str, Callable[..., Reward]] = {
     "brightness": _brightness,
     "colors": _colors,
+    "imagereward": _imagereward,
     "jpeg": _jpeg,
     "ocr": _ocr,
     "tesseract": _tesseract,
