@@ -45,7 +45,7 @@ def working_directory(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-NEED_WEIGHTS = {"imagereward"}
+NEED_WEIGHTS = {"geneval", "imagereward"}
 """Rewards that cannot be made without files from the hub; their own tests make them from tiny ones."""
 
 

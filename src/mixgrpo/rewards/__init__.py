@@ -27,6 +27,12 @@ def _colors() -> Reward:
     return ColorReward()
 
 
+def _geneval(**options: Any) -> Reward:  # the class says which, and checks them
+    from mixgrpo.rewards.geneval import GenEvalReward  # noqa: PLC0415
+
+    return GenEvalReward(**options)
+
+
 def _imagereward(**options: Any) -> Reward:  # the class says which, and checks them
     from mixgrpo.rewards.imagereward import ImageReward  # noqa: PLC0415
 
@@ -54,6 +60,7 @@ def _tesseract() -> Reward:
 REWARDS: dict[str, Callable[..., Reward]] = {
     "brightness": _brightness,
     "colors": _colors,
+    "geneval": _geneval,
     "imagereward": _imagereward,
     "jpeg": _jpeg,
     "ocr": _ocr,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from mixgrpo.errors import RewardError
 
 if TYPE_CHECKING:  # so that naming the rewards, as `mixgrpo plan` does, need not load torch
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -53,6 +53,21 @@ class NamedReward:
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor | Sequence[float] | Scores:
         """Call the function."""
         return self.score(images, prompts)
+
+
+@runtime_checkable
+class _HasColumns(Protocol):
+    """A prompt that a line of a file with several columns was read into."""
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The other columns of its line."""
+        ...
+
+
+def columns_of(prompt: str) -> Mapping[str, Any]:
+    """Return what else the line of a prompt said, by column; nothing for a plain text."""
+    return prompt.columns if isinstance(prompt, _HasColumns) else {}
 
 
 def check_scores(name: str, returned: Tensor | Sequence[float] | Scores, images: Tensor) -> Scores:
