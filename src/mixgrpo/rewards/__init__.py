@@ -34,6 +34,18 @@ def _http(**options: Any) -> Reward:
     return HttpReward(read_options("http", HttpOptions, options))
 
 
+def _geneval(**options: Any) -> Reward:  # the class says which, and checks them
+    from mixgrpo.rewards.geneval import GenEvalReward  # noqa: PLC0415
+
+    return GenEvalReward(**options)
+
+
+def _imagereward(**options: Any) -> Reward:  # the class says which, and checks them
+    from mixgrpo.rewards.imagereward import ImageReward  # noqa: PLC0415
+
+    return ImageReward(**options)
+
+
 def _jpeg(*, quality: int = 95) -> Reward:
     from mixgrpo.rewards.toy import JpegReward  # noqa: PLC0415
 
@@ -62,7 +74,9 @@ def _vlm(**options: Any) -> Reward:
 REWARDS: dict[str, Callable[..., Reward]] = {
     "brightness": _brightness,
     "colors": _colors,
+    "geneval": _geneval,
     "http": _http,
+    "imagereward": _imagereward,
     "jpeg": _jpeg,
     "ocr": _ocr,
     "tesseract": _tesseract,

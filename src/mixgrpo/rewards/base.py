@@ -60,6 +60,21 @@ class NamedReward:
         return self.score(images, prompts)
 
 
+@runtime_checkable
+class _HasColumns(Protocol):
+    """A prompt that a line of a file with several columns was read into."""
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The other columns of its line."""
+        ...
+
+
+def columns_of(prompt: str) -> Mapping[str, Any]:
+    """Return what else the line of a prompt said, by column; nothing for a plain text."""
+    return prompt.columns if isinstance(prompt, _HasColumns) else {}
+
+
 def check_scores(name: str, returned: Tensor | Sequence[float] | Scores, images: Tensor) -> Scores:
     """Return what reward `name` said about `images` [B, 3, H, W] as float32 CPU tensors of shape [B].
 
@@ -74,11 +89,6 @@ def check_scores(name: str, returned: Tensor | Sequence[float] | Scores, images:
     scores = _as_figures(f"the reward {name!r}", values, count)
     figures = {key: _as_figures(f"the reward {name!r}, in its detail {key!r},", v, count) for key, v in details.items()}
     return Scores(mask_unscorable(scores.where(scores.isfinite(), float("nan")), images), figures, failures)
-
-
-def columns_of(prompt: str) -> Mapping[str, Any]:
-    """Return the extra columns of the prompt's line in its file; empty where it has none."""
-    return getattr(prompt, "columns", {})
 
 
 def shown(prompt: str) -> str:
