@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "post-train a model with rewards, or go on with a run",
     "compare": "train with several methods and see what each takes and brings",
     "plan": "show what a run would do and cost, before anything is loaded",
+    "doctor": "check everything that a run needs, before it costs anything",
     "sample": "draw images with a model or the result of a run",
     "edit": "change an image: another prompt, or what a mask leaves free",
     "evaluate": "draw images and score them with rewards",

@@ -9,7 +9,7 @@ import pytest
 
 import mixgrpo
 from mixgrpo.cli import COMMANDS, main
-from mixgrpo.commands import compare, edit, evaluate, export, plan, presets, report, sample, serve_reward, train
+from mixgrpo.commands import compare, doctor, edit, evaluate, export, plan, presets, report, sample, serve_reward, train
 from mixgrpo.config.flags import flags_of
 from mixgrpo.config.load import preset_text
 from mixgrpo.config.presets import methods, model_names, preset_names, read_preset
@@ -19,6 +19,7 @@ PARSERS = {
     "train": train.make_parser,
     "compare": compare.make_parser,
     "plan": plan.make_parser,
+    "doctor": doctor.make_parser,
     "sample": sample.make_parser,
     "edit": edit.make_parser,
     "evaluate": evaluate.make_parser,
@@ -123,6 +124,7 @@ def test_light_commands_and_mistakes_never_load_torch() -> None:
         "edit flux-nano --output . --prompt a --to b --image nowhere.png",
         "evaluate flux-nano --rewards a+b",
         "serve-reward nobody",
+        "doctor flux-nano --window.size 99",
         "train flux-nano --window.size 99",
         "train flux-nano --prompts.train nowhere.txt",
         "nonsense",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixgrpo.config.sections import LoraConfig
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, MissingExtraError
 from mixgrpo.train.policy import Policy
 from tests.models.families import flux, save
 from tests.models.test_parity import PROMPTS, draw, load
@@ -24,6 +24,7 @@ def linear_weights(module: nn.Module) -> list[Tensor]:
 
 
 def test_int8_weights_are_near_and_adapters_learn_beside_them(family: tuple[str, Path]) -> None:
+    pytest.importorskip("torchao", reason="extra quantize, which writes warnings into every command, is not in dev")
     exact, quantised = load(*family), load(*family, quantize="int8")
     kinds = {type(weight).__name__ for weight in linear_weights(quantised.transformer)}
     assert kinds == {"Int8Tensor"}
@@ -49,6 +50,7 @@ def test_int8_weights_are_near_and_adapters_learn_beside_them(family: tuple[str,
 
 
 def test_nf4_without_a_gpu_is_refused(family: tuple[str, Path]) -> None:
+    pytest.importorskip("bitsandbytes", reason="as torchao above")
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match=r"model\.quantize = 'nf4' needs a CUDA device.*int8 needs none"):
@@ -57,6 +59,7 @@ def test_nf4_without_a_gpu_is_refused(family: tuple[str, Path]) -> None:
 
 def test_nf4_weights_load_and_take_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU. Without one diffusers refuses, although bitsandbytes computes on CPUs, so it is told to go on."""
+    pytest.importorskip("bitsandbytes", reason="as torchao above")
     if not torch.cuda.is_available():
         from diffusers.quantizers.bitsandbytes.bnb_quantizer import BnB4BitDiffusersQuantizer as Quantizer
 
@@ -75,6 +78,15 @@ def test_nf4_weights_load_and_take_adapters(tmp_path: Path, monkeypatch: pytest.
     assert 0 < (near - expected).norm() < 0.3 * expected.norm()
     near.square().mean().backward()
     assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in policy.trained.values())
+
+
+@pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_quantising_without_its_package_says_what_to_install(
+    family: tuple[str, Path], kind: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixgrpo.models.load.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=rf"needs the package '{package}'.*mixgrpo\[quantize\]"):
+        load(*family, quantize=kind)
 
 
 def test_offloaded_parts_are_at_work_only_while_they_are_needed(family: tuple[str, Path]) -> None:

@@ -163,7 +163,7 @@ def _quantization(kind: str) -> Any:
     if find_spec(library) is None:
         raise MissingExtraError(f"model.quantize = {kind!r}", library, "quantize")
     if kind == "int8":
-        from torchao.quantization import Int8WeightOnlyConfig  # noqa: PLC0415 - optional
+        from torchao.quantization import Int8WeightOnlyConfig  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
         how: Any = TorchAoConfig(Int8WeightOnlyConfig())
     else:

@@ -190,6 +190,31 @@ class PipelineModel:
         cells = self.vae.cells(masks.to(self.device, torch.float32))
         return self.pack(cells) > 0.0
 
+    def pipeline_arguments(self) -> dict[str, Any]:
+        """Return what the pipeline's own call takes for the guidance that is set."""
+        options = self.options
+        negative = {"negative_prompt": options.negative_prompt} if self.is_guided else {}
+        return {"guidance_scale": options.guidance_scale, **negative}
+
+    @torch.no_grad()
+    def pipeline_picture(self, prompt: str, x: Tensor, *, num_steps: int) -> Tensor:
+        """Return what diffusers' own loop draws from the noise x [1, *latent_shape]: a picture [3, H, W] in [0, 1]."""
+        options = self.options
+        self.pipeline.set_progress_bar_config(disable=True)
+        with self._at_work(self.pipeline.vae, *(getattr(self.pipeline, name) for name in self.text_encoders)):
+            drawn = self.pipeline(
+                prompt,
+                height=options.height,
+                width=options.width,
+                num_inference_steps=num_steps,
+                latents=x.to(self.device),
+                max_sequence_length=options.max_sequence_length,
+                output_type="pt",
+                return_dict=False,
+                **self.pipeline_arguments(),
+            )
+        return drawn[0][0].float().cpu()
+
     def offload(self) -> None:
         """Let what is idle wait on the CPU from now on: VAE and text encoders."""
         self._resting = torch.device("cpu")

@@ -32,10 +32,9 @@ MODELS = {
 
 def find_model(path_or_hub_id: str, revision: str) -> "tuple[Path, type[PipelineModel]]":
     """Return the folder of a model, downloaded if it is on the hub, and its adapter."""
-    folder = bundled_folder(path_or_hub_id) if path_or_hub_id in BUNDLED else Path(path_or_hub_id)
-    if not is_hub_id(str(folder)):
-        index = _check_folder(folder)
-        return folder, _adapter(index.get("_class_name"), path_or_hub_id)
+    if not is_hub_id(path_or_hub_id) or path_or_hub_id in BUNDLED:
+        folder = find_folder(path_or_hub_id)
+        return folder, _adapter(read_index(folder).get("_class_name"), path_or_hub_id)
     from diffusers import DiffusionPipeline  # noqa: PLC0415 - a wrong folder is found without it
 
     hub: dict[str, Any] = {"revision": revision} if revision else {}
@@ -63,8 +62,13 @@ def read_index(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
 
 
-def _check_folder(folder: Path) -> dict[str, Any]:
-    """Return the index of a diffusers folder, and find a wrong path or an unknown family before torch is loaded."""
+def find_folder(path: str) -> Path:
+    """Return the folder of a bundled model, or of one on this machine; a wrong path is found before torch is loaded.
+
+    Raises:
+        ModelError: if it holds no model of a known family.
+    """
+    folder = bundled_folder(path) if path in BUNDLED else Path(path)
     file = folder / "model_index.json"
     if not file.is_file():
         raise ModelError(
@@ -72,11 +76,10 @@ def _check_folder(folder: Path) -> dict[str, Any]:
             f"(a folder with a model_index.json), nor a hub id (owner/name)"
         )
     try:
-        index = read_index(folder)
-        _family(index.get("_class_name"), str(folder))
+        _family(read_index(folder).get("_class_name"), str(folder))
     except (json.JSONDecodeError, AttributeError) as error:
         raise ModelError(f"{file} is not a JSON object: {error}") from error
-    return index
+    return folder
 
 
 def _family(pipeline: object, source: str) -> Family:
