@@ -146,6 +146,25 @@ def test_a_hub_model_whose_size_is_not_known_still_has_calls(capsys: pytest.Capt
     assert "31.54 0.47" in printed
 
 
+def test_a_family_without_a_cost_model_still_has_a_window_and_calls(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}', encoding="utf-8")
+    printed = _plan(capsys, "flux1-dev-mixgrpo", "--model.path", str(tmp_path))
+    usual = _plan(capsys, "flux1-dev-mixgrpo")
+    assert printed.partition("model calls per sample")[0] == usual.partition("model calls per sample")[0]
+    printed = " ".join(printed.split())
+    assert "There is no cost model for this family (ZImagePipeline) yet" in printed
+    assert "PFLOP" not in printed
+    assert "31.54 0.47" in printed
+
+
+def test_a_family_without_an_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}', encoding="utf-8")
+    assert main(["plan", "flux-nano", "--model.path", str(tmp_path)]) == 2
+    assert "'KolorsPipeline', which has no adapter" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
