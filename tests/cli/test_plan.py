@@ -114,6 +114,19 @@ def test_operations_are_calls_times_what_a_call_takes(capsys: pytest.CaptureFixt
     assert operations["of_dancegrpo"] < plan["operations_per_iteration"]["unshared"]["of_dancegrpo"] < 1.0
 
 
+def test_guidance_by_a_second_pass_doubles_the_work_of_a_call(capsys: pytest.CaptureFixture[str]) -> None:
+    qwen = ("flux1-dev-mixgrpo", "--model.path", "Qwen/Qwen-Image")
+    once, twice = (json.loads(_plan(capsys, *qwen, "--model.guidance-scale", g, "--json")) for g in ("1", "4"))
+    assert (once["model"]["passes_per_call"], twice["model"]["passes_per_call"]) == (1, 2)
+    for part, times in (("sampling", 2), ("update", 2), ("decode", 1), ("encode", 1)):
+        assert twice["operations_per_iteration"]["shared"][part] == pytest.approx(
+            times * once["operations_per_iteration"]["shared"][part]
+        )
+    assert twice["memory_bytes"]["resident"] == once["memory_bytes"]["resident"]
+    assert twice["memory_bytes"]["phases"]["updating"] > once["memory_bytes"]["phases"]["updating"]
+    assert "a call takes two because of guidance" in " ".join(_plan(capsys, *qwen).split())
+
+
 def test_gpus_are_what_is_assumed_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     args = ("--gpu-tflops", "100", "--utilisation", "0.5", "--gpu-memory", "40")
     plan = json.loads(_plan(capsys, "flux1-dev-mixgrpo", *args, "--json"))

@@ -240,7 +240,7 @@ def klein(*, distilled: bool) -> Flux2KleinPipeline:
     )
 
 
-def qwen_image() -> QwenImagePipeline:
+def qwen_image(layers: int = 2) -> QwenImagePipeline:
     return shake(
         QwenImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(
@@ -249,7 +249,7 @@ def qwen_image() -> QwenImagePipeline:
             transformer=QwenImageTransformer2DModel(
                 in_channels=16,
                 out_channels=4,
-                num_layers=2,
+                num_layers=layers,
                 attention_head_dim=16,
                 num_attention_heads=2,
                 joint_attention_dim=8,

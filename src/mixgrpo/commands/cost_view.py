@@ -131,10 +131,11 @@ def _model_line(model: ModelBill) -> str:
     forward = network.forward(training)
     prefix, unit = _unit(forward)
     trained = _count(network.trained_parameters(training)) if training.rank else "all"
+    twice = ", of which a call takes two because of guidance" if model.shape.passes > 1 else ""
     again = ", the forward pass twice because of gradient checkpointing" if training.checkpointing else ""
     return (
         f"{model.shape.source}: {_count(network.parameters)} parameters, {trained} trained, on {model.shape.tokens:,} "
-        f"tokens. A forward pass of one sample is {forward / unit:.1f} {prefix}FLOP; forward and backward are "
+        f"tokens. A forward pass of one sample is {forward / unit:.1f} {prefix}FLOP{twice}; forward and backward are "
         f"{(forward + network.backward(training)) / forward:.2f} times that{again}. Counted are matrix products, "
         "convolutions and attention, means over the run, without evaluation and rewards."
     )

@@ -12,6 +12,7 @@ from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.base import times
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
+from mixgrpo.shapes.qwen import LORA_TARGETS
 
 _LONGEST = 1024
 """Tokens of a prompt that the pipeline takes at most."""
@@ -26,20 +27,7 @@ class QwenImageModel(PipelineModel):
 
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
-    lora_targets = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-        "img_mlp.net.0.proj",
-        "img_mlp.net.2",
-        "txt_mlp.net.0.proj",
-        "txt_mlp.net.2",
-    )
+    lora_targets = LORA_TARGETS
 
     def __init__(self, pipeline: QwenImagePipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it.

@@ -10,6 +10,7 @@ from mixgrpo.errors import ModelError
 from mixgrpo.shapes.files import BUNDLED, ModelFiles, bundled_folder, read_files
 from mixgrpo.shapes.flux import flux_shape
 from mixgrpo.shapes.layers import Layer, Network, Training
+from mixgrpo.shapes.qwen import qwen_image_shape
 from mixgrpo.shapes.shape import ImageSize, Shape
 
 __all__ = [
@@ -29,7 +30,7 @@ FAMILIES: dict[str, Callable[[ModelFiles, ImageSize], Shape] | None] = {
     "FluxPipeline": flux_shape,
     "Flux2Pipeline": None,
     "Flux2KleinPipeline": None,
-    "QwenImagePipeline": None,
+    "QwenImagePipeline": qwen_image_shape,
     "StableDiffusion3Pipeline": None,
     "ZImagePipeline": None,
 }
