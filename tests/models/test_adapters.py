@@ -38,6 +38,14 @@ def test_prompt_and_sigma_matter(family: tuple[str, Path]) -> None:
     assert (model.velocity(x, 0.3, model.encode(PROMPTS)) - velocity).abs().max() > 1e-4
 
 
+def test_only_guidance_takes_a_second_call(family: tuple[str, Path]) -> None:
+    model = load(*family)
+    calls: list[object] = []
+    model.transformer.register_forward_pre_hook(lambda *args: calls.append(args))
+    model.velocity(torch.randn(1, *model.latent_shape), 0.7, model.encode(PROMPTS[:1]))
+    assert len(calls) == TINY[family[0]].calls
+
+
 def test_every_lora_target_is_there_and_the_adapter_loads_into_the_pipeline(
     family: tuple[str, Path], tmp_path: Path
 ) -> None:
@@ -65,8 +73,10 @@ def test_an_image_comes_back_as_the_vae_makes_it(family: tuple[str, Path]) -> No
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(2))
     latents = model.encode_image(images)
     assert latents.shape == (2, *model.latent_shape)
-    module = model.pipeline.vae
-    expected = module.decode(module.encode(images * 2 - 1).latent_dist.mode()).sample / 2 + 0.5
+    module, pixels = model.pipeline.vae, images * 2 - 1
+    frames = pixels.unsqueeze(2) if TINY[family[0]].frames else pixels
+    drawn = module.decode(module.encode(frames).latent_dist.mode()).sample.reshape(images.shape)
+    expected = drawn / 2 + 0.5
     torch.testing.assert_close(model.decode(latents), expected.clamp(0, 1), rtol=0, atol=1e-5)
 
 

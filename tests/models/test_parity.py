@@ -53,15 +53,19 @@ def draw_with_diffusers(
     pipeline.set_progress_bar_config(disable=True)
     noise = Noise(5, 0, model.latent_shape)
     latents = torch.stack([noise.initial(index, None) for index in range(len(prompts))])
+    tiny, height, width = TINY[name], model.options.height, model.options.width
+    call = dict(tiny.call)
+    if "negative_prompt" in tiny.options:
+        call |= tiny.negative(pipeline, [tiny.options["negative_prompt"]] * len(prompts), LENGTH)
     return pipeline(
-        prompts,
-        height=model.options.height,
-        width=model.options.width,
+        prompt=list(prompts),
+        height=height,
+        width=width,
         num_inference_steps=num_steps,
-        latents=TINY[name].latents(latents),
+        latents=tiny.latents(latents, height, width),
         max_sequence_length=LENGTH,
         output_type="pt",
-        **TINY[name].call,
+        **call,
     ).images
 
 

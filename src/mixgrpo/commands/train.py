@@ -94,7 +94,7 @@ def _say_results(folder: Path) -> None:
     export = folder / "export"
     print(f"  report   {folder / 'report.html'}")
     print(f"  samples  {folder / 'samples'}, from the same noise before and after")
-    print(f"  model    {export}, loaded with diffusers.FluxPipeline.from_pretrained({str(export)!r})")
+    print(f"  model    {export}, loaded with diffusers.DiffusionPipeline.from_pretrained({str(export)!r})")
 
 
 def _announce(config: Config, folder: Path) -> None:

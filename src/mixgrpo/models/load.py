@@ -144,9 +144,27 @@ def _load(folder: Path, dtype: str, absent: Sequence[str], *, quantize: str = "o
     if quantize != "off":
         options["quantization_config"] = _quantization(quantize)
     try:
+        _check_libraries(folder, absent)
         return DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, **options)
-    except (OSError, TypeError) as error:
-        raise ModelError(f"model {str(folder)!r} cannot be loaded: {error}") from error
+    except (OSError, TypeError, ImportError) as error:
+        said = " ".join(str(error).split())
+        raise ModelError(f"model {str(folder)!r} cannot be loaded: {said}") from error
+
+
+def _check_libraries(folder: Path, absent: Sequence[str]) -> None:
+    """Find a part that needs a library that is not here, which diffusers only says that it cannot load.
+
+    Raises:
+        ImportError: if there is one; transformers' own error, which names the library.
+    """
+    import transformers  # noqa: PLC0415 - loaded late, as diffusers is
+    from transformers.utils import DummyObject  # noqa: PLC0415
+
+    for name, part in read_index(folder).items():
+        if isinstance(part, list) and part[0] == "transformers" and name not in absent:
+            kind = getattr(transformers, part[1], None)
+            if isinstance(kind, DummyObject):
+                kind()
 
 
 def _quantization(kind: str) -> Any:

@@ -17,7 +17,8 @@ class ModelOptions:
     num_frames: int = 1
     """Frames of a video; 1 for image models."""
     guidance_scale: float = 3.5
-    """As the family's pipeline names and takes it; 1 or less: no classifier-free guidance."""
+    """As the family's pipeline takes it, Qwen-Image's as `true_cfg_scale`; 1 or less: no classifier-free guidance, for
+    Z-Image 0. Models distilled without an embedding for it (FLUX.1-schnell, FLUX.2 klein) leave it unread."""
     negative_prompt: str = ""
     """What classifier-free guidance leads away from."""
     max_sequence_length: int = 512

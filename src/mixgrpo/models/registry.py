@@ -25,7 +25,11 @@ class Family:
 
 MODELS = {
     "FluxPipeline": Family("FLUX.1", "flux:FluxModel"),
+    "Flux2Pipeline": Family("FLUX.2", "flux2:Flux2Model"),
+    "Flux2KleinPipeline": Family("FLUX.2 klein", "flux2:Flux2KleinModel"),
+    "QwenImagePipeline": Family("Qwen-Image", "qwen:QwenImageModel"),
     "StableDiffusion3Pipeline": Family("Stable Diffusion 3 and 3.5", "sd3:StableDiffusion3Model"),
+    "ZImagePipeline": Family("Z-Image", "z_image:ZImageModel"),
 }
 """Pipeline class -> family, for those that have an adapter."""
 

@@ -15,6 +15,19 @@ def linear_mu(config: Mapping[str, Any], tokens: int) -> float:
     return bottom + (top - bottom) * (tokens - low) / (high - low)
 
 
+def empirical_mu(num_steps: int, *, tokens: int) -> float:
+    """Return FLUX.2's shift parameter mu: on lines in the number of tokens, one for 10 steps and one for 200.
+
+    Other numbers of steps lie on the line between both; above 4300 tokens the second counts for all. From diffusers'
+    `Flux2Pipeline`, which has it from FLUX.2's own code.
+    """
+    few = 8.73809524e-05 * tokens + 1.89833333
+    many = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return many
+    return few + (many - few) * (num_steps - 10) / 190.0
+
+
 def shifted(config: Mapping[str, Any], times: Sequence[float], *, mu: float | None) -> tuple[float, ...]:
     """Return the sigmas of unshifted `times`, which exclude 0, with the 0 of the end.
 
@@ -30,7 +43,8 @@ def shifted(config: Mapping[str, Any], times: Sequence[float], *, mu: float | No
     else:
         shift = config.get("shift", 1.0)
     sigmas = [shift * time / (1.0 + (shift - 1.0) * time) for time in times]
-    if terminal := config.get("shift_terminal"):
+    terminal = config.get("shift_terminal")
+    if terminal and len(sigmas) > 1:  # a single step starts and ends at 1, with nothing to stretch
         stretch = (1.0 - sigmas[-1]) / (1.0 - terminal)
         sigmas = [1.0 - (1.0 - value) / stretch for value in sigmas]
     return (*sigmas, 0.0)
@@ -45,7 +59,7 @@ def even_times(num_steps: int, *, last: float | None = None) -> list[float]:
 
 
 def pipeline_sigmas(config: Mapping[str, Any], num_steps: int, *, tokens: int) -> tuple[float, ...]:
-    """Return the schedule of the pipelines that take evenly spaced times down to 1 / num_steps (FLUX.1, Qwen-Image)."""
+    """Return the schedule of the pipelines that take even times down to 1 / num_steps (FLUX.1, Qwen-Image, Z-Image)."""
     return shifted(config, even_times(num_steps), mu=linear_mu(config, tokens))
 
 

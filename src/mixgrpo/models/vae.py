@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
@@ -48,3 +49,26 @@ class ImageVae:
     def cells(self, masks: Tensor) -> Tensor:
         """Mark cells [B, C, h, w]."""
         return max_pool2d(masks, self.factor).expand(-1, self.module.config.latent_channels, -1, -1)
+
+
+class BatchNormVae(ImageVae):
+    """`AutoencoderKLFlux2`, which has a mean and a variance for each channel of each of the four cells of a token."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents [B, C, h, w] into pixels."""
+        mean, std = self._statistics(latents)
+        return self.module.decode((latents * std + mean).to(self.module.dtype), return_dict=False)[0].float()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Turn pixels into latents [B, C, h, w]."""
+        latents = self.module.encode(pixels.to(self.module.dtype), return_dict=False)[0].mode().float()
+        mean, std = self._statistics(latents)
+        return (latents - mean) / std
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of every number of `latents`, [C, h, w]."""
+        norm = self.module.bn
+        _, channels, high, wide = latents.shape
+        mean, std = norm.running_mean.float(), torch.sqrt(norm.running_var.float() + self.module.config.batch_norm_eps)
+        mean, std = (numbers.view(channels, 2, 2).repeat(1, high // 2, wide // 2) for numbers in (mean, std))
+        return mean, std
