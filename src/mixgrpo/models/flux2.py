@@ -68,6 +68,21 @@ class _Flux2Model(PipelineModel):
         mu = empirical_mu(num_steps, tokens=self.image_tokens)
         return shifted(self.pipeline.scheduler.config, even_times(num_steps), mu=mu)
 
+    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
+        """Return the noise in the places of its tokens, and a negative prompt encoded, as klein's pipeline takes it."""
+        options = self.options
+        arguments = {
+            "guidance_scale": options.guidance_scale,
+            "latents": x.transpose(1, 2).unflatten(2, self._grid),
+        }
+        if self.is_guided and options.negative_prompt:
+            length = options.max_sequence_length
+            (row,) = self.encode_rows(
+                self.pipeline, [options.negative_prompt], max_sequence_length=length, device=self.device
+            )
+            arguments["negative_prompt_embeds"] = row["text"][None]
+        return arguments
+
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
         """Encode with the language model, in the pipeline's chat format, padded to `max_sequence_length`."""

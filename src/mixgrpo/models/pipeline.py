@@ -190,11 +190,11 @@ class PipelineModel:
         cells = self.vae.cells(masks.to(self.device, torch.float32))
         return self.pack(cells) > 0.0
 
-    def pipeline_arguments(self) -> dict[str, Any]:
-        """Return what the pipeline's own call takes for the guidance that is set."""
+    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
+        """Return what the pipeline's own call takes for the guidance that is set and for the noise x."""
         options = self.options
         negative = {"negative_prompt": options.negative_prompt} if self.is_guided else {}
-        return {"guidance_scale": options.guidance_scale, **negative}
+        return {"guidance_scale": options.guidance_scale, "latents": x, **negative}
 
     @torch.no_grad()
     def pipeline_picture(self, prompt: str, x: Tensor, *, num_steps: int) -> Tensor:
@@ -203,15 +203,14 @@ class PipelineModel:
         self.pipeline.set_progress_bar_config(disable=True)
         with self._at_work(self.pipeline.vae, *(getattr(self.pipeline, name) for name in self.text_encoders)):
             drawn = self.pipeline(
-                prompt,
+                prompt=prompt,
                 height=options.height,
                 width=options.width,
                 num_inference_steps=num_steps,
-                latents=x.to(self.device),
                 max_sequence_length=options.max_sequence_length,
                 output_type="pt",
                 return_dict=False,
-                **self.pipeline_arguments(),
+                **self.pipeline_arguments(x.to(self.device)),
             )
         return drawn[0][0].float().cpu()
 

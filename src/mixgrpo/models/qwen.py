@@ -86,6 +86,12 @@ class QwenImageModel(PipelineModel):
             return_dict=False,
         )[0]
 
+    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
+        """Return the scale as `true_cfg_scale`."""
+        arguments = super().pipeline_arguments(x)
+        scale = arguments.pop("guidance_scale")
+        return {**arguments, "true_cfg_scale": scale}
+
     def guide(self, positive: Tensor, negative: Tensor) -> Tensor:
         """Combine both predictions and give every token the norm that it has with the prompt alone."""
         combined = super().guide(positive, negative)
