@@ -91,7 +91,7 @@ def drawn_right(model: FlowModel, num: int) -> tuple[Tensor, list[str]]:
 
 
 def rendered(num: int) -> tuple[Tensor, list[str]]:
-    prompts, faces = load_prompts("nano-heldout")[:num], tuple(FACES)
+    prompts, faces = list[str](load_prompts("nano-heldout")[:num]), tuple(FACES)
     pictures = []
     for index, prompt in enumerate(prompts):
         ink, ground = asked_colors(prompt)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mixgrpo.models import MODELS
+
 ROOT = Path(__file__).parent.parent
 TOOLS = Path(sys.executable).parent
 
@@ -27,7 +29,9 @@ def test_shipped_files_name_no_folder_of_a_machine() -> None:
 
 
 def test_adapters_are_short_and_have_no_loop_over_sigmas() -> None:
+    adapters = {family.adapter.partition(":")[0] for family in MODELS.values()}
+    assert adapters
     for path in (ROOT / "src" / "mixgrpo" / "models").glob("*.py"):
         text = path.read_text()
-        assert text.count("\n") <= 200, path
+        assert text.count("\n") <= (200 if path.stem in adapters else 400), path
         assert "for sigma" not in text, path

@@ -12,14 +12,16 @@ COMMANDS = {
     "train": "post-train a model with rewards, or go on with a run",
     "compare": "train with several methods and see what each takes and brings",
     "plan": "show what a run would do and cost, before anything is loaded",
+    "doctor": "check everything that a run needs, before it costs anything",
     "sample": "draw images with a model or the result of a run",
     "edit": "change an image: another prompt, or what a mask leaves free",
     "evaluate": "draw images and score them with rewards",
     "report": "write a run's report.html again",
     "export": "write a run's result as a diffusers folder",
     "presets": "list the presets, or print one",
+    "serve-reward": "serve rewards over HTTP to runs elsewhere",
 }
-"""Command -> what it does. Each is a module of `mixgrpo.commands` with a function `run(args) -> exit code`."""
+"""Command -> what it does. Each is a module of `mixgrpo.commands`, with _ for -, and has `run(args) -> exit code`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +60,7 @@ def _dispatch(args: list[str]) -> int:
         kind = "option" if command.startswith("-") else "command"
         hint = did_you_mean(command, COMMANDS)
         raise ConfigError(f"unknown {kind} {command}{hint or '.'} Commands: {', '.join(COMMANDS)}")
-    return importlib.import_module(f"mixgrpo.commands.{command}").run(args[1:])
+    return importlib.import_module(f"mixgrpo.commands.{command.replace('-', '_')}").run(args[1:])
 
 
 def _help() -> str:
@@ -68,7 +70,7 @@ def _help() -> str:
         "Post-train flow-matching image models with rewards: MixGRPO (arXiv 2507.21802) and its family.",
         "",
         "commands:",
-        *(f"  {name:9} {summary}" for name, summary in COMMANDS.items()),
+        *(f"  {name:12} {summary}" for name, summary in COMMANDS.items()),
         "",
         "  mixgrpo COMMAND --help    the arguments of a command",
         "  mixgrpo --version         the version",

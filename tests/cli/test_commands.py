@@ -9,7 +9,7 @@ import pytest
 
 import mixgrpo
 from mixgrpo.cli import COMMANDS, main
-from mixgrpo.commands import compare, edit, evaluate, export, plan, presets, report, sample, train
+from mixgrpo.commands import compare, doctor, edit, evaluate, export, plan, presets, report, sample, serve_reward, train
 from mixgrpo.config.flags import flags_of
 from mixgrpo.config.load import preset_text
 from mixgrpo.config.presets import methods, model_names, preset_names, read_preset
@@ -19,12 +19,14 @@ PARSERS = {
     "train": train.make_parser,
     "compare": compare.make_parser,
     "plan": plan.make_parser,
+    "doctor": doctor.make_parser,
     "sample": sample.make_parser,
     "edit": edit.make_parser,
     "evaluate": evaluate.make_parser,
     "report": report.make_parser,
     "export": export.make_parser,
     "presets": presets.make_parser,
+    "serve-reward": serve_reward.make_parser,
 }
 NO_TORCH = """
 import sys
@@ -121,6 +123,8 @@ def test_light_commands_and_mistakes_never_load_torch() -> None:
         "sample flux-nano --output . --prompt a",
         "edit flux-nano --output . --prompt a --to b --image nowhere.png",
         "evaluate flux-nano --rewards a+b",
+        "serve-reward nobody",
+        "doctor flux-nano --window.size 99",
         "train flux-nano --window.size 99",
         "train flux-nano --prompts.train nowhere.txt",
         "nonsense",

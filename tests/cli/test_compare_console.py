@@ -57,6 +57,20 @@ def test_plain_lines_without_a_terminal() -> None:
     ]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_became_of_the_prompts_is_said_once(terminal: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=120, color_system=None, highlight=False)
+    display = CompareConsole({"a": Runner("A", iterations=1, every=1, done={0: 0, 1: 0}, ended=set())}, console=console)
+    counts = {"prompts": 3, "empty": 0, "duplicates": 2, "conflicts": 0, "too_long": 0}
+    for seed in (0, 1):
+        row = {"kind": "start", "prompts": {"training": counts, "heldout": counts, "shared": 1, "token_limit": 8}}
+        display.sink("a", seed).record(row)
+    display.close()
+    assert stream.getvalue().count("  prompts  3 prompts; left out 2 duplicates\n") == 1
+    assert stream.getvalue().count("1 of the 3 held-out prompts stands in prompts.train too") == 1
+
+
 def test_time_left_counts_iterations_and_evaluations_of_what_is_not_at_its_end() -> None:
     _, display = _show(terminal=False)
     # a: 2 and 10 iterations of 3 s, 1 + 1 and 2 + 1 evaluations of 5 s; b is at its end with both seeds

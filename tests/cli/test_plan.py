@@ -58,6 +58,28 @@ def test_other_terminals_get_ascii(capsys: pytest.CaptureFixture[str], monkeypat
     assert chart.isascii()
 
 
+def test_prompts_are_counted_but_never_downloaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    lines = _plan(capsys, "flux-nano").splitlines()
+    assert "prompts (nano-train): 2,448 prompts" in lines
+    assert "held out (nano-heldout): 256 prompts" in lines
+    (tmp_path / "mine.csv").write_text("text\n" + "\n".join(f"p {number % 25}" for number in range(30)))
+    mine = ("--prompts.train", str(tmp_path / "mine.csv"), "--prompts.column", "text", "--prompts.heldout", "split:5")
+    lines = _plan(capsys, "flux-nano", *mine).splitlines()
+    assert f"prompts ({tmp_path / 'mine.csv'}): 20 prompts; left out 5 duplicates" in lines
+    assert "held out (split:5): 5 prompts" in lines
+    figures = json.loads(_plan(capsys, "flux-nano", *mine, "--json"))["prompts"]
+    assert (figures["training"]["prompts"], figures["heldout"]["prompts"], figures["shared"]) == (20, 5, 0)
+
+    hub = ("--prompts.train", "hub:owner/name")
+    assert "prompts (hub:owner/name): counted when the run starts" in _plan(capsys, "flux-nano", *hub).splitlines()
+    assert json.loads(_plan(capsys, "flux-nano", *hub, "--json"))["prompts"] is None
+    assert main(["plan", "flux-nano", "--prompts.train", "nowhere.jsonl"]) == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err
+
+
 def test_figures_are_those_of_the_design(capsys: pytest.CaptureFixture[str]) -> None:
     args = ("--window.type", "frozen", "--window.start", "7", "--loss.updates-per-iteration", "1", "--json")
     calls = json.loads(_plan(capsys, "flux1-dev-mixgrpo", *args))["calls_per_sample"]
@@ -92,6 +114,19 @@ def test_operations_are_calls_times_what_a_call_takes(capsys: pytest.CaptureFixt
     assert operations["of_dancegrpo"] < plan["operations_per_iteration"]["unshared"]["of_dancegrpo"] < 1.0
 
 
+def test_guidance_by_a_second_pass_doubles_the_work_of_a_call(capsys: pytest.CaptureFixture[str]) -> None:
+    qwen = ("flux1-dev-mixgrpo", "--model.path", "Qwen/Qwen-Image")
+    once, twice = (json.loads(_plan(capsys, *qwen, "--model.guidance-scale", g, "--json")) for g in ("1", "4"))
+    assert (once["model"]["passes_per_call"], twice["model"]["passes_per_call"]) == (1, 2)
+    for part, times in (("sampling", 2), ("update", 2), ("decode", 1), ("encode", 1)):
+        assert twice["operations_per_iteration"]["shared"][part] == pytest.approx(
+            times * once["operations_per_iteration"]["shared"][part]
+        )
+    assert twice["memory_bytes"]["resident"] == once["memory_bytes"]["resident"]
+    assert twice["memory_bytes"]["phases"]["updating"] > once["memory_bytes"]["phases"]["updating"]
+    assert "a call takes two because of guidance" in " ".join(_plan(capsys, *qwen).split())
+
+
 def test_gpus_are_what_is_assumed_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     args = ("--gpu-tflops", "100", "--utilisation", "0.5", "--gpu-memory", "40")
     plan = json.loads(_plan(capsys, "flux1-dev-mixgrpo", *args, "--json"))
@@ -122,6 +157,25 @@ def test_a_hub_model_whose_size_is_not_known_still_has_calls(capsys: pytest.Capt
     assert "How large somebody/a-model is is not known before it is downloaded" in printed
     assert "PFLOP" not in printed
     assert "31.54 0.47" in printed
+
+
+def test_a_family_without_a_cost_model_still_has_a_window_and_calls(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}', encoding="utf-8")
+    printed = _plan(capsys, "flux1-dev-mixgrpo", "--model.path", str(tmp_path))
+    usual = _plan(capsys, "flux1-dev-mixgrpo")
+    assert printed.partition("model calls per sample")[0] == usual.partition("model calls per sample")[0]
+    printed = " ".join(printed.split())
+    assert "There is no cost model for this family (ZImagePipeline) yet" in printed
+    assert "PFLOP" not in printed
+    assert "31.54 0.47" in printed
+
+
+def test_a_family_without_an_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}', encoding="utf-8")
+    assert main(["plan", "flux-nano", "--model.path", str(tmp_path)]) == 2
+    assert "'KolorsPipeline', which has no adapter" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import torch
 
 from mixgrpo.errors import RewardError
-from mixgrpo.rewards.base import NamedReward, Reward, Scores, check_scores
+from mixgrpo.rewards.base import NamedReward, Reward, Scores, check_scores, columns_of
 
 IMAGES = torch.rand(3, 3, 4, 4)
 
@@ -68,3 +70,11 @@ def test_scores_are_a_copy_without_gradient():
 
 def test_a_named_function_is_a_reward():
     assert isinstance(NamedReward("mine", lambda images, prompts: [0.0]), Reward)
+
+
+def test_a_prompt_has_the_columns_of_its_line_or_none():
+    class Line(str):
+        columns = MappingProxyType({"target": 3})
+
+    assert columns_of(Line("x")) == {"target": 3}
+    assert columns_of("x") == {}

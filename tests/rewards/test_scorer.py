@@ -115,6 +115,28 @@ def test_a_score_that_is_not_finite_is_a_failure_never_zero(bad):
     assert table.failures["odd"] == ["no finite score (prompt: 'b')"]
 
 
+def test_a_reward_may_say_itself_why_an_image_has_no_score():
+    def says(images, prompts):
+        return Scores(torch.tensor([0.5, float("nan"), 0.5, 0.5]), {}, ["the judge was away"])
+
+    with scorer(says=says) as running:
+        table = running.submit(IMAGES, PROMPTS).result()
+    assert table.failures["says"] == ["the judge was away"]
+    assert table.failed == {"brightness": 0, "says": 1}
+
+
+def test_an_image_that_has_no_score_when_asked_about_alone_is_named_too():
+    def odd(images, prompts):
+        if len(images) > 1:
+            raise MemoryError("too many at once")
+        return [float("nan") if prompts == ["b"] else 0.5]
+
+    with scorer(odd=odd) as running:
+        table = running.submit(IMAGES, PROMPTS).result()
+    assert table.failures["odd"] == ["no finite score (prompt: 'b')"]
+    assert table.failed == {"brightness": 0, "odd": 1}
+
+
 def test_a_picture_with_nan_pixels_fails_in_every_reward():
     images = IMAGES.clone()
     images[2, 0, 0, 0] = float("nan")

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from mixgrpo.config.schema import LoraConfig
-from mixgrpo.models import FlowModel, load_model
-from mixgrpo.shapes import ImageSize, Shape, Training, read_shape
+from mixgrpo.models import MODELS, FlowModel, load_model
+from mixgrpo.shapes import FAMILIES, ImageSize, Shape, Training, read_shape
 from mixgrpo.shapes.flux import LORA_TARGETS, flux_transformer
 from mixgrpo.train.policy import Policy
 
@@ -47,6 +47,10 @@ def operations(work: Callable[[], object]) -> int:
 
 def forward(model: FlowModel) -> Tensor:
     return model.velocity(torch.randn(1, *model.latent_shape), 0.5, model.encode(["a sign"]))
+
+
+def test_a_plan_knows_every_family_that_can_be_trained() -> None:
+    assert set(FAMILIES) == set(MODELS)
 
 
 def test_flux_nano_has_as_many_parameters_as_its_config_says(shape: Shape, model: FlowModel) -> None:

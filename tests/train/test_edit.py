@@ -28,7 +28,7 @@ def images() -> Tensor:
 
 def _unpack(packed: Tensor, model: FlowModel) -> Tensor:
     """Return [B, channels, h, w] of the VAE's grid."""
-    return FluxPipeline._unpack_latents(packed.float(), 16, 32, _flux(model).pipeline.vae_scale_factor)
+    return FluxPipeline._unpack_latents(packed.float(), 16, 32, _flux(model).vae.factor)
 
 
 def _flux(model: FlowModel) -> FluxModel:

@@ -14,8 +14,9 @@ from torch import Tensor
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import CheckpointError, ConfigError, RewardError, TrainingError
 from mixgrpo.rewards import Scores
+from mixgrpo.train.console import ConsoleSink
 from mixgrpo.train.guard import check_collapse, longest_streak
-from mixgrpo.train.loop import train
+from mixgrpo.train.loop import Trainer, train
 
 
 class Faulty:
@@ -42,9 +43,12 @@ def make_faulty(fault: str, share: float = 0.25) -> Faulty:
     return Faulty(fault, share)
 
 
+def _rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def _train_rows(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["kind"] == "train"]
+    return [row for row in _rows(run) if row["kind"] == "train"]
 
 
 def _faulty(fault: str, **options: object) -> list[dict[str, object]]:
@@ -132,10 +136,27 @@ def test_updates_that_are_never_finite_stop_the_run(tmp_path: Path, make_config:
         train(config, tmp_path / "run")
 
 
-def test_heldout_prompts_must_not_be_trained_on(tmp_path: Path, make_config: Callable[..., Config]) -> None:
-    config = make_config()
-    Path(config.prompts.heldout).write_text(Path(config.prompts.train).read_text())
-    with pytest.raises(ConfigError, match=r"prompts\.heldout"):
+def test_heldout_prompts_among_those_to_train_on_are_left_out_there(
+    tmp_path: Path, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(iterations=1)
+    prompts = Path(config.prompts.train).read_text().splitlines()
+    Path(config.prompts.heldout).write_text("\n".join([*prompts[2:], "another picture"]))
+    trainer = Trainer(config, tmp_path / "run", resume=False, sinks=[ConsoleSink(config)])
+    assert list(trainer.prompts) == prompts[:2]
+    trainer.run_all()
+    trainer.close()
+    said = capsys.readouterr().out.splitlines()[2]
+    assert said == "  note     4 of the 5 held-out prompts stand in prompts.train too; not trained on"
+    (start,) = [row for row in _rows(tmp_path / "run") if row["kind"] == "start"]
+    assert start["prompts"]["shared"] == 4
+
+
+def test_with_all_prompts_held_out_there_is_nothing_to_train_on(
+    tmp_path: Path, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(prompts={"heldout": str(tmp_path / "train.txt")})
+    with pytest.raises(ConfigError, match=r"holds 0 prompts that are not in prompts\.heldout \(6 are\), fewer than"):
         train(config, tmp_path / "run")
 
 

@@ -24,7 +24,7 @@ from mixgrpo.config.load import dump_resolved, load_config
 from mixgrpo.config.messages import did_you_mean
 from mixgrpo.config.presets import methods, model_names
 from mixgrpo.config.schema import Config
-from mixgrpo.data.prompts import load_prompts
+from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.errors import CheckpointError, ConfigError, MixGRPOError
 from mixgrpo.report.compare_results import make_results
 from mixgrpo.report.compare_words import verdicts
@@ -212,9 +212,7 @@ def _configs(terms: Terms, *, beside: Mapping[str, Config] | None = None) -> dic
             raise ConfigError(told if told.startswith(preset) else f"{preset}: {told}") from None
         configs[method.name] = with_judges(config, terms.judges)
     check_fair({**(beside or {}), **configs})
-    first = next(iter(configs.values()))
-    load_prompts(first.prompts.train)
-    load_prompts(first.prompts.heldout)
+    load_prompt_sets(next(iter(configs.values())))
     return configs
 
 

@@ -15,6 +15,7 @@ from mixgrpo.cost.gpus import GIB, Gpu, fits
 from mixgrpo.cost.memory import Memory
 from mixgrpo.cost.operations import Operations
 from mixgrpo.cost.seconds import Speeds, predict_dancegrpo, predict_mean
+from mixgrpo.shapes import why_no_shape
 from mixgrpo.train.settings import FORWARDS_PER_UPDATE_CALL, Cost
 
 NAMES = {
@@ -94,8 +95,7 @@ def _print_calls(config: Config, bill: Bill, console: Console) -> None:
         lines += [
             f"A forward-and-backward pass of an update counts as {FORWARDS_PER_UPDATE_CALL:g} forwards. Not counted: "
             "evaluation, VAE, text encoders, rewards.",
-            f"How large {config.model.path} is is not known before it is downloaded, so neither operations nor memory "
-            "can be reckoned. For a plan with both, name a local folder with --model.path.",
+            why_no_shape(config.model.path),
         ]
     if lines:
         _print_small(lines, console)
@@ -131,10 +131,11 @@ def _model_line(model: ModelBill) -> str:
     forward = network.forward(training)
     prefix, unit = _unit(forward)
     trained = _count(network.trained_parameters(training)) if training.rank else "all"
+    twice = ", of which a call takes two because of guidance" if model.shape.passes > 1 else ""
     again = ", the forward pass twice because of gradient checkpointing" if training.checkpointing else ""
     return (
         f"{model.shape.source}: {_count(network.parameters)} parameters, {trained} trained, on {model.shape.tokens:,} "
-        f"tokens. A forward pass of one sample is {forward / unit:.1f} {prefix}FLOP; forward and backward are "
+        f"tokens. A forward pass of one sample is {forward / unit:.1f} {prefix}FLOP{twice}; forward and backward are "
         f"{(forward + network.backward(training)) / forward:.2f} times that{again}. Counted are matrix products, "
         "convolutions and attention, means over the run, without evaluation and rewards."
     )

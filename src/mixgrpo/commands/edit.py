@@ -16,6 +16,7 @@ from mixgrpo.commands.models import (
     find_source,
     load_models,
     read_drawing,
+    tell_cut,
 )
 from mixgrpo.errors import ConfigError
 
@@ -146,6 +147,7 @@ def _edit(
 ) -> "Tensor":
     """Return the edited image, [3, H, W] in [0, 1]."""
     model, _ = load_models(drawing)
+    tell_cut(model, [prompt] if to == prompt else [prompt, to], drawing.model.max_sequence_length)
     from mixgrpo.train.edit import edit_images, num_calls
 
     total, done = num_calls(method, drawing.num_steps), 0

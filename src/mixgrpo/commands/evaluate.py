@@ -1,6 +1,7 @@
 """`mixgrpo evaluate`: how a model does on held-out prompts, by ODE sampling from fixed noise."""
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,13 @@ from mixgrpo.commands.common import Parser, at_least_one, terminal
 from mixgrpo.commands.models import (
     Drawing,
     add_drawing_arguments,
+    add_prompts_arguments,
+    check_column,
     draw,
     drawing_progress,
     read_drawing,
+    tell_left_out,
 )
-from mixgrpo.commands.sample import read_prompts
 from mixgrpo.config.sections import RewardConfig
 from mixgrpo.errors import ConfigError
 
@@ -27,14 +30,12 @@ if TYPE_CHECKING:
 def run(args: Sequence[str]) -> int:
     """Draw and score, and print the means."""
     found = make_parser().read(args)
+    check_column(found)
     drawing = read_drawing(found, seed=None)
     known = drawing.source.known
     rewards = _read_rewards(found.rewards, drawing)
-    source = found.prompts or (known.prompts.heldout if known else None)
-    if source is None:
-        raise ConfigError(f"no prompts are known for the model {drawing.source.name}: give --prompts FILE")
     count = found.num_prompts or (known.eval.num_prompts if known and not found.prompts else 0)
-    prompts = read_prompts(source)[: count or None]
+    prompts = _read_prompts(found, drawing)[: count or None]
     means = _score(drawing, prompts, rewards)
     if found.json:
         print(json.dumps(_as_dict(drawing, prompts, means), indent=2))
@@ -50,7 +51,7 @@ def make_parser() -> Parser:
         "Draw held-out prompts and score them. What is not given is taken from the run, or from a preset.",
     )
     add_drawing_arguments(parser)
-    parser.add_argument("--prompts", metavar="FILE", help="a file of prompts, or a list that comes with the package")
+    add_prompts_arguments(parser)
     parser.add_argument("--num-prompts", metavar="N", type=at_least_one, help="take only the first N prompts")
     parser.add_argument(
         "--rewards",
@@ -60,6 +61,21 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
+
+
+def _read_prompts(found: Namespace, drawing: Drawing) -> Sequence[str]:
+    from mixgrpo.data.prompts import read_prompts
+    from mixgrpo.data.sets import load_heldout
+
+    known = drawing.source.known
+    if found.prompts:
+        read = read_prompts(found.prompts, column=found.column or (known.prompts.column if known else "prompt"))
+    elif known:
+        read = load_heldout(known)
+    else:
+        raise ConfigError(f"no prompts are known for the model {drawing.source.name}: give --prompts FILE")
+    tell_left_out(read)
+    return read.prompts
 
 
 def _read_rewards(names: Sequence[str] | None, drawing: Drawing) -> Sequence[RewardConfig]:

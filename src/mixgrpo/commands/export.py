@@ -14,7 +14,7 @@ def run(args: Sequence[str]) -> int:
     from mixgrpo.train.export import export_run
 
     written = export_run(folder, output, which=found.which)
-    print(f"{written}\nload it with: diffusers.FluxPipeline.from_pretrained({str(written)!r})")
+    print(f"{written}\nload it with: diffusers.DiffusionPipeline.from_pretrained({str(written)!r})")
     return 0
 
 

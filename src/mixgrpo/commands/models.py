@@ -1,6 +1,7 @@
 """What `sample`, `evaluate` and `edit` share: which model is meant, and how it draws."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from mixgrpo.flow.plan import ode_plan
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mixgrpo.data.prompts import PromptList
     from mixgrpo.models import FlowModel
 
 
@@ -86,6 +88,26 @@ def add_model_arguments(parser: Parser) -> None:
     parser.set_defaults(batch=None, tuned_fraction=1.0, base=None)
 
 
+def add_prompts_arguments(parser: Parser) -> None:
+    """Add the arguments that name a source of prompts."""
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a .txt, .jsonl or .csv file of prompts, hub:owner/name[:split], or a list that comes with the package",
+    )
+    parser.add_argument("--column", metavar="NAME", help="the column of FILE that holds the prompt (default: prompt)")
+
+
+def check_column(found: argparse.Namespace) -> None:
+    """Check that a column is named for a source only.
+
+    Raises:
+        ConfigError: if no source is given that could have it.
+    """
+    if found.column is not None and found.prompts is None:
+        raise ConfigError("--column has nothing to do: it belongs to --prompts FILE")
+
+
 def read_drawing(found: argparse.Namespace, *, seed: int | None) -> Drawing:
     """Complete the arguments from what is known about the model; without `seed`, evaluations' is the default.
 
@@ -128,9 +150,27 @@ def find_source(name: str) -> Source:
     return Source(name, None, next((preset for preset in presets if preset.model.path == name), None))
 
 
+def tell_left_out(prompts: "PromptList") -> None:
+    """Say on stderr what of a source was left out, if anything was."""
+    from mixgrpo.data.sets import left_out
+
+    if words := left_out(prompts.figures()):
+        print(f"{prompts.source}: {words}", file=sys.stderr)
+
+
+def tell_cut(model: "FlowModel", prompts: Sequence[str], limit: int) -> None:
+    """Say on stderr how many prompts have more tokens than the text encoder takes, if any has."""
+    from mixgrpo.data.prompts import too_long
+    from mixgrpo.data.sets import cut_in_words
+
+    if words := cut_in_words(len(too_long(prompts, model.count_tokens, limit)), limit):
+        print(f"of {len(prompts):,} prompts, {words}", file=sys.stderr)
+
+
 def draw(drawing: Drawing, prompts: Sequence[str]) -> "Iterator[tuple[range, Tensor]]":
     """Load the models and return what draws one image per prompt, batch by batch: (indices, images)."""
     model, base = load_models(drawing)
+    tell_cut(model, prompts, drawing.model.max_sequence_length)
     from mixgrpo.train.inference import draw_batches
 
     return draw_batches(
@@ -154,7 +194,7 @@ def load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
 
     if drawing.model.threads:
         torch.set_num_threads(drawing.model.threads)
-    options = drawing.model.model_dump(exclude={"path", "threads", "compile"})
+    options = drawing.model.arguments(drawing=True)
     base = None if drawing.base is None else load_model(drawing.base, **options)
     run, known = drawing.source.run, drawing.source.known
     if run is None or known is None:

@@ -13,6 +13,7 @@ from mixgrpo.config.schema import Config
 from mixgrpo.cost.bill import Bill, bill_figures, make_bill
 from mixgrpo.cost.gpus import Gpu
 from mixgrpo.cost.seconds import Speeds, predict_dancegrpo, predict_mean
+from mixgrpo.data.sets import is_on_hub, load_prompt_sets
 from mixgrpo.errors import ConfigError
 from mixgrpo.flow.plan import TrajectoryPlan
 from mixgrpo.rl.window import trained_steps
@@ -49,15 +50,17 @@ def run(args: Sequence[str]) -> int:
     config = load_config(source, rest, prog=f"mixgrpo plan {source}", about=_ABOUT, own=_OWN)
     gpu = Gpu(tflops=found.gpu_tflops, utilisation=found.utilisation, memory=found.gpu_memory)
     bill = make_bill(config, gpu, with_gpus=gpu != Gpu() or config.model.path not in BUNDLED)
+    # A plan never downloads anything.
+    prompts = None if is_on_hub(config.prompts) else load_prompt_sets(config).figures()
     speeds = _calibrate(config, found.calibrate) if found.calibrate else None
     if found.json:
-        print(json.dumps(as_dict(config, bill, speeds), indent=2))
+        print(json.dumps({**as_dict(config, bill, speeds), "prompts": prompts}, indent=2))
         return 0
     from mixgrpo.commands.cost_view import show_bill, show_seconds
     from mixgrpo.commands.plan_view import show_plan
 
     console = terminal()
-    show_plan(config, stretches(config), console)
+    show_plan(config, stretches(config), console, prompts=prompts)
     show_bill(config, bill, console)
     if speeds is not None:
         show_seconds(config, speeds, console)

@@ -1,14 +1,15 @@
 """How a plan looks in a terminal: the window's way through the run, and the sigmas."""
 
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import AllStepsConfig
+from mixgrpo.data.sets import prompt_lines
 from mixgrpo.flow.plan import TrajectoryPlan
 from mixgrpo.flow.sigmas import shifted_sigmas
 from mixgrpo.rl.window import trained_steps
@@ -24,9 +25,12 @@ _SHADES = "░▒▓█"
 _ASCII = str.maketrans("░▒▓█─·", ".+*#-.")
 
 
-def show_plan(config: Config, stretches: Sequence["Stretch"], console: Console) -> None:
-    """Print what the run will do."""
+def show_plan(
+    config: Config, stretches: Sequence["Stretch"], console: Console, *, prompts: Mapping[str, Any] | None
+) -> None:
+    """Print what the run will do; `prompts` are `PromptSets.figures`, None where they are not known yet."""
     _print_heading(config, console)
+    _print_prompts(config, prompts, console)
     _print_timeline(config, stretches, console)
     if config.rollout.tail_ratio < 1.0:
         _print_tails(config, stretches, console)
@@ -44,6 +48,14 @@ def _print_heading(config: Config, console: Console) -> None:
         f"samples = {samples}, {updates} each; {rollout.num_steps} steps, shift {rollout.shift:g}, "
         f"{rollout.kernel} with eta {rollout.eta:g}"
     )
+
+
+def _print_prompts(config: Config, figures: Mapping[str, Any] | None, console: Console) -> None:
+    sources = {"prompts": config.prompts.train, "held out": config.prompts.heldout}
+    unknown = [(label, "counted when the run starts") for label in sources]
+    for label, words in unknown if figures is None else prompt_lines(figures):
+        source = f" ({sources[label]})" if label in sources else ""
+        console.print(Text(f"{label}{source}: {words}"))
     console.print()
 
 

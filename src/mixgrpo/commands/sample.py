@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixgrpo.commands.common import Parser, new_folder
-from mixgrpo.commands.models import add_drawing_arguments, draw, drawing_progress, read_drawing
+from mixgrpo.commands.models import (
+    add_drawing_arguments,
+    add_prompts_arguments,
+    check_column,
+    draw,
+    drawing_progress,
+    read_drawing,
+    tell_left_out,
+)
 from mixgrpo.errors import ConfigError
 
 
@@ -14,9 +22,10 @@ def run(args: Sequence[str]) -> int:
     found = make_parser().read(args)
     if (found.prompt is None) == (found.prompts is None):
         raise ConfigError("give either --prompt TEXT or --prompts FILE (see mixgrpo sample --help)")
+    check_column(found)
     drawing = read_drawing(found, seed=0)
     output = new_folder(found.output)
-    prompts = found.prompt or read_prompts(found.prompts)
+    prompts = found.prompt or _read_prompts(found.prompts, found.column)
     from mixgrpo.train.samples import save_image
 
     batches = draw(drawing, prompts)
@@ -46,16 +55,17 @@ def make_parser() -> Parser:
     )
     add_drawing_arguments(parser)
     parser.add_argument("--prompt", metavar="TEXT", action="append", help="a prompt; may be given again")
-    parser.add_argument("--prompts", metavar="FILE", help="a file of prompts, or a list that comes with the package")
+    add_prompts_arguments(parser)
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for the images, new or empty")
     return parser
 
 
-def read_prompts(source: str) -> list[str]:
-    """Read a file of prompts, or a list that comes with the package."""
-    from mixgrpo.data.prompts import load_prompts
+def _read_prompts(source: str, column: str | None) -> Sequence[str]:
+    from mixgrpo.data.prompts import read_prompts
 
-    return load_prompts(source)
+    found = read_prompts(source, column=column or "prompt")
+    tell_left_out(found)
+    return found.prompts
 
 
 def _write_index(path: Path, model: str, seed: int, num_steps: int, prompts: dict[str, str]) -> None:

@@ -94,7 +94,7 @@ def _say_results(folder: Path) -> None:
     export = folder / "export"
     print(f"  report   {folder / 'report.html'}")
     print(f"  samples  {folder / 'samples'}, from the same noise before and after")
-    print(f"  model    {export}, loaded with diffusers.FluxPipeline.from_pretrained({str(export)!r})")
+    print(f"  model    {export}, loaded with diffusers.DiffusionPipeline.from_pretrained({str(export)!r})")
 
 
 def _announce(config: Config, folder: Path) -> None:
@@ -119,10 +119,9 @@ def _announce(config: Config, folder: Path) -> None:
 
 def _check_prompts(config: Config) -> None:
     """Read the prompt files before torch is loaded: a wrong path is the likeliest mistake."""
-    from mixgrpo.data.prompts import load_prompts
+    from mixgrpo.data.sets import load_prompt_sets
 
-    load_prompts(config.prompts.train)
-    load_prompts(config.prompts.heldout)
+    load_prompt_sets(config)
 
 
 def _has_finished(folder: Path) -> bool:

@@ -154,6 +154,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _quantised_weights_are_not_trained(self) -> Self:
+        if self.model.quantize != "off" and self.lora.rank == 0:
+            raise ValueError(
+                f"model.quantize = {self.model.quantize!r} keeps weights that cannot be trained; train adapters beside "
+                "them (lora.rank 32), or leave it off"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _flash_has_something_to_shorten(self) -> Self:
         for name, ratio in (("tail_ratio", self.rollout.tail_ratio), ("head_ratio", self.rollout.head_ratio)):
             if ratio < 1.0 and isinstance(self.window, AllStepsConfig):

@@ -28,17 +28,30 @@ class ModelConfig(Section):
     width: Positive
     """Image width in pixels."""
     guidance_scale: float = Field(default=3.5, ge=0.0)
-    """Guidance as diffusers names it. FLUX.1-dev takes it as an embedding: no second model call."""
+    """Strength of guidance. FLUX.1-dev takes it as an embedding: no second model call. Models with classifier-free
+    guidance, such as SD3.5, make a second call when it is above 1."""
+    negative_prompt: str = ""
+    """What classifier-free guidance leads away from. Only for models that have it."""
     max_sequence_length: Positive = 512
     """Longest prompt, in tokens of the model's main text encoder."""
+    prompt_cache: str = ""
+    """Folder for encoded prompts, such as ~/.cache/mixgrpo/prompts: a run encodes what it will see and lets go of the
+    text encoders before training. Empty: they stay in memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights that are not trained. Trained weights and optimiser state are always float32."""
     autocast: Literal["off", "bfloat16"] = "off"
     """Type that the transformer computes in. Solver, log-probabilities and losses stay float32."""
+    quantize: Literal["off", "int8", "nf4"] = "off"
+    """Keep the transformer's frozen weights in 8 bits (torchao) or 4 bits (bitsandbytes, needs a GPU). For adapters
+    only; extra `quantize`."""
     attention: str = "native"
     """Attention backend as diffusers names it, such as native, flash or _flash_3."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time for an update."""
+    vae_decoding: Literal["whole", "sliced", "tiled"] = "whole"
+    """Decode a micro-batch at once, image by image, or each in overlapping tiles, which shows a little at the seams."""
+    offload: bool = False
+    """Let VAE and text encoders wait on the CPU while they are not used: less memory, some seconds an iteration."""
     compile: bool = False
     """Compile the transformer with torch.compile: minutes at the start, then faster steps."""
     device: str = "auto"
@@ -46,14 +59,23 @@ class ModelConfig(Section):
     threads: Count = 0
     """CPU threads of torch. 0: as many as torch takes by itself."""
 
+    def arguments(self, *, drawing: bool) -> dict[str, Any]:
+        """Return arguments of `load_model`: for training, or for `drawing`, with any prompt and in whole weights."""
+        others = {"path", "threads", "compile"}
+        return self.model_dump(exclude={*others, "prompt_cache", "quantize"} if drawing else others)
+
 
 class PromptsConfig(Section):
-    """Where the prompts come from: one a line; blank lines and lines that start with # are left out."""
+    """Where the prompts come from (docs/data.md)."""
 
     train: str
-    """`nano-train` or `signs-train` (come with the package), or a text file."""
+    """A list that comes with the package (`nano-train`, `signs-train`), a .txt, .jsonl or .csv file, or
+    `hub:owner/name[:split]`."""
     heldout: str
-    """`nano-heldout` or `signs-heldout` (come with the package), or a text file. Never trained on."""
+    """The same, such as `nano-heldout`, or `split:N`: hold N of the training prompts out, chosen by a hash of their
+    text. A run says at its start if files overlap."""
+    column: str = "prompt"
+    """Column of a .jsonl or .csv file, or of a dataset, that holds the prompt. Rewards can read the others."""
 
 
 class RolloutConfig(Section):

@@ -83,6 +83,7 @@ def _model_figures(model: ModelBill) -> dict[str, object]:
             "parameters": network.parameters,
             "trained_parameters": network.trained_parameters(model.training),
             "tokens": model.shape.tokens,
+            "passes_per_call": model.shape.passes,
             "forward_operations": network.forward(model.training),
             "backward_operations": network.backward(model.training),
             "decoding_operations": model.shape.decoder.forward(),

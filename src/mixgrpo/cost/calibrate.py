@@ -30,7 +30,8 @@ def calibrate(config: Config, *, seconds: float = 60.0, clock: Clock = time.perf
     """
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
-    policy, scorer = load_policy(config), make_scorer(config)
+    live = config.model.model_copy(update={"prompt_cache": ""})
+    policy, scorer = load_policy(config.model_copy(update={"model": live})), make_scorer(config)
     try:
         bench = _Bench(config, policy, scorer)
         return bench.run(seconds, clock)
@@ -48,7 +49,7 @@ class _Bench:
     times: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        texts = load_prompts(self.config.prompts.train)
+        texts = load_prompts(self.config.prompts.train, column=self.config.prompts.column)
         self.prompts = [texts[index % len(texts)] for index in range(self.config.prompts_per_iteration)]
         self.optimizer = torch.optim.AdamW(list(self.policy.trained.values()), lr=0.0)
         self.conditioning = self.policy.model.encode(self.prompts)

@@ -122,12 +122,12 @@ def _update(model: ModelConfig, shape: Shape, training: Training, *, converted: 
     half = computes_in_half(model)
     plain = _HALF if half else _WIDE
     adapters = _HALF if model.autocast != "off" else _WIDE
-    kept = shape.transformer.keeps(training).bytes(plain=plain, wide=_WIDE, adapters=adapters)
+    kept = shape.transformer.keeps(training, passes=shape.passes).bytes(plain=plain, wide=_WIDE, adapters=adapters)
     kept += shape.backward_peak * plain
     if not training.checkpointing:
         return samples * kept + converted
     # the converted weights are gone when the backward pass comes to the blocks
-    boundaries = shape.transformer.num_blocks * shape.transformer.boundary * plain
+    boundaries = shape.passes * shape.transformer.num_blocks * shape.transformer.boundary * plain
     return max(samples * kept, samples * boundaries + converted)
 
 

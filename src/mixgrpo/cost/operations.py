@@ -9,8 +9,9 @@ from mixgrpo.train.settings import Cost
 
 
 def shape_of(model: ModelConfig) -> Shape | None:
-    """Return the shape of a config's model; None for a hub id whose config files are not known here."""
-    return read_shape(model.path, ImageSize(model.height, model.width, model.max_sequence_length))
+    """Return the shape of a config's model; None if it is not known, as `why_no_shape` says."""
+    size = ImageSize(model.height, model.width, model.max_sequence_length, model.guidance_scale)
+    return read_shape(model.path, size)
 
 
 def training_of(model: ModelConfig, lora: LoraConfig, shape: Shape) -> Training:
@@ -58,12 +59,12 @@ def iteration_operations(config: Config, cost: Cost, shape: Shape) -> Operations
     """Return the operations of an iteration whose model calls per sample are `cost`. Rewards are not counted."""
     training = training_of(config.model, config.lora, shape)
     samples = config.prompts_per_iteration * config.rollout.group_size
-    forward = shape.transformer.forward(training)
+    forward = shape.passes * shape.transformer.forward(training)
     return Operations(
         sampling=samples * cost.sampling * forward,
         old=samples * cost.old * forward,
-        reference=samples * cost.reference * shape.transformer.forward(),
-        update=samples * cost.update * (forward + shape.transformer.backward(training)),
+        reference=samples * cost.reference * shape.passes * shape.transformer.forward(),
+        update=samples * cost.update * (forward + shape.passes * shape.transformer.backward(training)),
         decode=samples * shape.decoder.forward(),
         encode=config.prompts_per_iteration * sum(network.forward() for network in shape.text_encoders),
     )

@@ -48,6 +48,10 @@ class FlowModel(Protocol):
         """Encode prompts."""
         ...
 
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens of the main text encoder each prompt takes, if none is cut."""
+        ...
+
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """Predict v = noise - x0 at x [B, *latent], guidance included."""
         ...
@@ -71,3 +75,8 @@ class FlowModel(Protocol):
     def save_lora(self, folder: Path) -> None:
         """Write the adapter alone in the form that the pipeline's `load_lora_weights` takes."""
         ...
+
+
+def times(x: Tensor, time: float) -> Tensor:
+    """Return a time for every sample of x [B, ...]: float32 [B]."""
+    return torch.full((len(x),), time, device=x.device)

@@ -27,6 +27,25 @@ def _colors() -> Reward:
     return ColorReward()
 
 
+def _http(**options: Any) -> Reward:
+    from mixgrpo.rewards.http import HttpReward  # noqa: PLC0415
+    from mixgrpo.rewards.options import HttpOptions, read_options  # noqa: PLC0415
+
+    return HttpReward(read_options("http", HttpOptions, options))
+
+
+def _geneval(**options: Any) -> Reward:  # the class says which, and checks them
+    from mixgrpo.rewards.geneval import GenEvalReward  # noqa: PLC0415
+
+    return GenEvalReward(**options)
+
+
+def _imagereward(**options: Any) -> Reward:  # the class says which, and checks them
+    from mixgrpo.rewards.imagereward import ImageReward  # noqa: PLC0415
+
+    return ImageReward(**options)
+
+
 def _jpeg(*, quality: int = 95) -> Reward:
     from mixgrpo.rewards.toy import JpegReward  # noqa: PLC0415
 
@@ -45,12 +64,23 @@ def _tesseract() -> Reward:
     return TesseractReward()
 
 
+def _vlm(**options: Any) -> Reward:
+    from mixgrpo.rewards.options import VlmOptions, read_options  # noqa: PLC0415
+    from mixgrpo.rewards.vlm import VlmReward  # noqa: PLC0415
+
+    return VlmReward(read_options("vlm", VlmOptions, options))
+
+
 REWARDS: dict[str, Callable[..., Reward]] = {
     "brightness": _brightness,
     "colors": _colors,
+    "geneval": _geneval,
+    "http": _http,
+    "imagereward": _imagereward,
     "jpeg": _jpeg,
     "ocr": _ocr,
     "tesseract": _tesseract,
+    "vlm": _vlm,
 }
 """Name -> what makes the reward from its options."""
 

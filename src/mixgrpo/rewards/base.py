@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from mixgrpo.errors import RewardError
 
 if TYPE_CHECKING:  # so that naming the rewards, as `mixgrpo plan` does, need not load torch
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
+
+_SHOWN_PROMPT = 80
+"""Characters of a prompt that a message shows."""
 
 
 class Scores(NamedTuple):
@@ -25,6 +28,8 @@ class Scores(NamedTuple):
     """The score of every image, [B]; NaN = could not be scored."""
     details: dict[str, Tensor]
     """Further figures per image, each [B]: reported as `<reward>/<detail>`, never trained on."""
+    failures: Sequence[str] = ()
+    """Why images have no score, in the reward's own words; where it is empty, the scorer words it."""
 
 
 @runtime_checkable
@@ -55,6 +60,21 @@ class NamedReward:
         return self.score(images, prompts)
 
 
+@runtime_checkable
+class _HasColumns(Protocol):
+    """A prompt that a line of a file with several columns was read into."""
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The other columns of its line."""
+        ...
+
+
+def columns_of(prompt: str) -> Mapping[str, Any]:
+    """Return what else the line of a prompt said, by column; nothing for a plain text."""
+    return prompt.columns if isinstance(prompt, _HasColumns) else {}
+
+
 def check_scores(name: str, returned: Tensor | Sequence[float] | Scores, images: Tensor) -> Scores:
     """Return what reward `name` said about `images` [B, 3, H, W] as float32 CPU tensors of shape [B].
 
@@ -64,11 +84,16 @@ def check_scores(name: str, returned: Tensor | Sequence[float] | Scores, images:
     Raises:
         RewardError: Not one number per image. That is a mistake in the reward, not in a picture.
     """
-    values, details = returned if isinstance(returned, Scores) else (returned, {})
+    values, details, failures = returned if isinstance(returned, Scores) else (returned, {}, ())
     count = len(images)
     scores = _as_figures(f"the reward {name!r}", values, count)
     figures = {key: _as_figures(f"the reward {name!r}, in its detail {key!r},", v, count) for key, v in details.items()}
-    return Scores(mask_unscorable(scores.where(scores.isfinite(), float("nan")), images), figures)
+    return Scores(mask_unscorable(scores.where(scores.isfinite(), float("nan")), images), figures, failures)
+
+
+def shown(prompt: str) -> str:
+    """Return how a message names the prompt of an image that has no score."""
+    return f"(prompt: {prompt[:_SHOWN_PROMPT]!r})"
 
 
 def mask_unscorable(values: Tensor, images: Tensor) -> Tensor:

@@ -28,12 +28,9 @@ import torch
 from torch import Tensor
 
 from mixgrpo.errors import ConfigError
-from mixgrpo.rewards.base import Reward, Scores, check_scores
+from mixgrpo.rewards.base import Reward, Scores, check_scores, shown
 
 T = TypeVar("T")
-
-_SHOWN_PROMPT = 80
-"""Characters of a prompt that a message shows."""
 
 _GRACE = 1.0
 """Seconds that closing waits for calls in progress, which had better not meet the interpreter's end."""
@@ -268,7 +265,7 @@ def _score(lane: _Lane, job: _Job) -> _Outcome:
     whole = _call(lane.reward, job.images, job.prompts)
     if whole.exception() is None:
         scores = check_scores(lane.name, whole.result(), job.images)
-        return _Outcome(scores, _unscored(scores, job))
+        return _Outcome(scores, _unscored(scores, job.prompts))
     rows: list[Scores] = []
     failures: list[str] = []
     for image, prompt in zip(job.images.split(1), job.prompts, strict=True):
@@ -277,17 +274,21 @@ def _score(lane: _Lane, job: _Job) -> _Outcome:
         alone = _call(lane.reward, image, [prompt])
         if (error := alone.exception()) is not None:
             rows.append(Scores(torch.tensor([float("nan")]), {}))
-            failures.append(f"{type(error).__name__}: {error} (prompt: {prompt[:_SHOWN_PROMPT]!r})")
+            failures.append(f"{type(error).__name__}: {error} {shown(prompt)}")
         else:
-            rows.append(check_scores(lane.name, alone.result(), image))
+            scores = check_scores(lane.name, alone.result(), image)
+            rows.append(scores)
+            failures += _unscored(scores, [prompt])
     return _Outcome(_join(rows), failures)
 
 
-def _unscored(scores: Scores, job: _Job) -> list[str]:
-    """Say which images have no score although the reward returned."""
+def _unscored(scores: Scores, prompts: Sequence[str]) -> list[str]:
+    """Say which images have no score although the reward returned, unless the reward says so itself."""
+    if scores.failures:
+        return list(scores.failures)
     return [
-        f"no finite score (prompt: {prompt[:_SHOWN_PROMPT]!r})"
-        for value, prompt in zip(scores.values.tolist(), job.prompts, strict=True)
+        f"no finite score {shown(prompt)}"
+        for value, prompt in zip(scores.values.tolist(), prompts, strict=True)
         if value != value
     ]
 

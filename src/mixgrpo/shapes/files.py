@@ -11,7 +11,7 @@ from mixgrpo.errors import ModelError
 BUNDLED = ("flux-nano",)
 """Models that come with the package."""
 
-PUBLISHED = {"black-forest-labs/FLUX.1-dev": "flux1-dev.json"}
+PUBLISHED = {"black-forest-labs/FLUX.1-dev": "flux1-dev.json", "Qwen/Qwen-Image": "qwen-image.json"}
 """Hub id -> file in this package with the numbers of its config files, so that a plan needs no download."""
 
 Numbers = dict[str, Any]

@@ -1,8 +1,19 @@
 """FLUX.1: `FluxTransformer2DModel` with a T5 encoder, CLIP's text encoder and an `AutoencoderKL`."""
 
 from mixgrpo.shapes.autoencoder import autoencoder_parts, decoder_peak
+from mixgrpo.shapes.blocks import (
+    TIME_CHANNELS,
+    Heads,
+    Stream,
+    activation,
+    head_norm,
+    joint_attention,
+    layer_norm,
+    modulation,
+    two_stream_block,
+)
 from mixgrpo.shapes.files import ModelFiles, Numbers
-from mixgrpo.shapes.layers import Kept, Layer, Network, attention, linear
+from mixgrpo.shapes.layers import Layer, Network, linear
 from mixgrpo.shapes.shape import ImageSize, Shape
 from mixgrpo.shapes.text import clip_encoder, t5_encoder
 
@@ -22,8 +33,6 @@ LORA_TARGETS: tuple[str, ...] = (
 )
 """Attention and feed-forward layers of the two-stream blocks, and the attention of the one-stream blocks."""
 
-_TIME_CHANNELS = 256
-"""Sines and cosines of the time and of the guidance."""
 _FORWARD_PEAK = 15
 """Numbers alive at once in a forward pass, per token and channel: at the rotation of queries and keys in a one-stream
 block, as measured. Among them the four of the feed-forward layer, the residual, queries, keys and values."""
@@ -60,22 +69,23 @@ def flux_shape(files: ModelFiles, size: ImageSize) -> Shape:
 
 def flux_transformer(config: Numbers, *, text: int, image: int) -> Network:
     """Return the transformer on `text` and `image` tokens."""
-    width = config["num_attention_heads"] * config["attention_head_dim"]
+    heads = Heads(config["num_attention_heads"], config["attention_head_dim"])
+    width = heads.width
     layers = _condition(config, width)
     layers.append(linear("x_embedder", config["in_channels"], width, rows=image, stage=0))
     layers.append(linear("context_embedder", config["joint_attention_dim"], width, rows=text, stage=0))
     stage = _FIRST_BLOCK_STAGE
     for block in range(config["num_layers"]):
-        layers += _two_stream_block(config, text=text, image=image, block=block, stage=stage)
+        layers += two_stream_block(heads, _streams(text=text, image=image), block=block, stage=stage)
         stage += 4
     for block in range(config["num_layers"], config["num_layers"] + config["num_single_layers"]):
-        layers += _one_stream_block(config, rows=text + image, block=block, stage=stage)
+        layers += _one_stream_block(heads, rows=text + image, block=block, stage=stage)
         stage += 3
     patch = config.get("patch_size", 1) ** 2
     channels = config.get("out_channels") or config["in_channels"]
     layers += [
-        _modulation("norm_out.linear", width, parts=2, rows=image, block=-1, products=1),
-        _layer_norm("norm_out.norm", width, rows=image, block=-1, stage=stage),
+        modulation("norm_out.linear", width, parts=2, rows=image, block=-1, products=1),
+        layer_norm("norm_out.norm", width, rows=image, block=-1, stage=stage),
         linear("proj_out", width, patch * channels, rows=image, stage=stage),
     ]
     return Network(layers, boundary=(text + image) * width)
@@ -83,9 +93,9 @@ def flux_transformer(config: Numbers, *, text: int, image: int) -> Network:
 
 def _condition(config: Numbers, width: int) -> list[Layer]:
     """Return the embedders of time, guidance and pooled text; their last layers have an activation between."""
-    embedders = {"timestep_embedder": _TIME_CHANNELS, "text_embedder": config["pooled_projection_dim"]}
+    embedders = {"timestep_embedder": TIME_CHANNELS, "text_embedder": config["pooled_projection_dim"]}
     if config.get("guidance_embeds"):
-        embedders["guidance_embedder"] = _TIME_CHANNELS
+        embedders["guidance_embedder"] = TIME_CHANNELS
     layers: list[Layer] = []
     for name, inputs in embedders.items():
         layers += [
@@ -95,83 +105,43 @@ def _condition(config: Numbers, width: int) -> list[Layer]:
     return layers
 
 
-def _modulation(name: str, width: int, *, parts: int, rows: int, block: int, products: int) -> Layer:
-    """Return the layer that makes shifts, scales and gates; each scale and gate multiplies `rows` tokens."""
-    kept = Kept(plain=products * rows * width)
-    return linear(
-        name, width, parts * width, chain="condition", block=block, stage=2, source="condition", keeps_if_trained=kept
+def _streams(*, text: int, image: int) -> tuple[Stream, Stream]:
+    return (
+        Stream(
+            rows=image,
+            modulation="norm1.linear",
+            norms=("norm1.norm", "norm2"),
+            projections=("to_q", "to_k", "to_v"),
+            head_norms=("norm_q", "norm_k"),
+            out="to_out.0",
+            feed="ff",
+        ),
+        Stream(
+            rows=text,
+            modulation="norm1_context.linear",
+            norms=("norm1_context.norm", "norm2_context"),
+            projections=("add_q_proj", "add_k_proj", "add_v_proj"),
+            head_norms=("norm_added_q", "norm_added_k"),
+            out="to_add_out",
+            feed="ff_context",
+        ),
     )
 
 
-def _layer_norm(name: str, width: int, *, rows: int, block: int, stage: int) -> Layer:
-    return Layer(name=name, block=block, stage=stage, keeps=Kept(wide=rows * (width + 2)))
-
-
-def _activation(name: str, width: int, *, rows: int, block: int, stage: int) -> Layer:
-    return Layer(name=name, block=block, stage=stage, keeps=Kept(plain=rows * width))
-
-
-def _head_norm(name: str, config: Numbers, *, rows: int, block: int, stage: int) -> Layer:
-    """Return the RMS norm of queries or keys, with one weight per channel of a head."""
-    heads, head_width = config["num_attention_heads"], config["attention_head_dim"]
-    return Layer(
-        name=name,
-        parameters=head_width,
-        block=block,
-        stage=stage,
-        keeps=Kept(wide=rows * heads * (head_width + 1)),
-        keeps_if_trained=Kept(wide=rows * heads * head_width),
-    )
-
-
-def _attention(config: Numbers, *, rows: int, block: int, stage: int) -> Layer:
-    heads, head_width = config["num_attention_heads"], config["attention_head_dim"]
-    return attention("attn", heads=heads, head_width=head_width, rows=rows, block=block, stage=stage)
-
-
-def _two_stream_block(config: Numbers, *, text: int, image: int, block: int, stage: int) -> list[Layer]:
-    """Return a block with weights of their own for text and image tokens, which meet in the attention."""
-    width = config["num_attention_heads"] * config["attention_head_dim"]
-    streams = (
-        (image, "norm1", ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"), "to_out.0", "ff"),
-        (text, "norm1_context", ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k"),
-         "to_add_out", "ff_context"),
-    )  # fmt: skip
-    before: list[Layer] = []
-    after: list[Layer] = []
-    for rows, norm, projections, head_norms, out, feed in streams:
-        # kept for the conditioning's gradient: two normed inputs (scales) and two outputs (gates)
-        before.append(_modulation(f"{norm}.linear", width, parts=6, rows=rows, block=block, products=4))
-        before.append(_layer_norm(f"{norm}.norm", width, rows=rows, block=block, stage=stage))
-        before += [
-            linear(f"attn.{name}", width, width, rows=rows, block=block, stage=stage, source=norm)
-            for name in projections
-        ]
-        before += [_head_norm(f"attn.{name}", config, rows=rows, block=block, stage=stage + 1) for name in head_norms]
-        after += [
-            linear(f"attn.{out}", width, width, rows=rows, block=block, stage=stage + 1),
-            _layer_norm(f"{norm.replace('1', '2')}", width, rows=rows, block=block, stage=stage + 2),
-            linear(f"{feed}.net.0.proj", width, 4 * width, rows=rows, block=block, stage=stage + 2),
-            _activation(f"{feed}.net.0", 4 * width, rows=rows, block=block, stage=stage + 3),
-            linear(f"{feed}.net.2", 4 * width, width, rows=rows, block=block, stage=stage + 3),
-        ]
-    return [*before, _attention(config, rows=text + image, block=block, stage=stage + 1), *after]
-
-
-def _one_stream_block(config: Numbers, *, rows: int, block: int, stage: int) -> list[Layer]:
+def _one_stream_block(heads: Heads, *, rows: int, block: int, stage: int) -> list[Layer]:
     """Return a block that takes all tokens alike, its feed-forward layer beside its attention."""
-    width = config["num_attention_heads"] * config["attention_head_dim"]
+    width = heads.width
     projections = {"proj_mlp": 4 * width, "attn.to_q": width, "attn.to_k": width, "attn.to_v": width}
     return [
         # kept for the conditioning's gradient: the normed input (scale) and the output (gate)
-        _modulation("norm.linear", width, parts=3, rows=rows, block=block, products=2),
-        _layer_norm("norm.norm", width, rows=rows, block=block, stage=stage),
+        modulation("norm.linear", width, parts=3, rows=rows, block=block, products=2),
+        layer_norm("norm.norm", width, rows=rows, block=block, stage=stage),
         *(
             linear(name, width, outputs, rows=rows, block=block, stage=stage, source="norm")
             for name, outputs in projections.items()
         ),
-        _activation("act_mlp", 4 * width, rows=rows, block=block, stage=stage + 1),
-        *(_head_norm(f"attn.{name}", config, rows=rows, block=block, stage=stage + 1) for name in ("norm_q", "norm_k")),
-        _attention(config, rows=rows, block=block, stage=stage + 1),
+        activation("act_mlp", 4 * width, rows=rows, block=block, stage=stage + 1),
+        *(head_norm(f"attn.{name}", heads, rows=rows, block=block, stage=stage + 1) for name in ("norm_q", "norm_k")),
+        joint_attention(heads, rows=rows, block=block, stage=stage + 1),
         linear("proj_out", 5 * width, width, rows=rows, block=block, stage=stage + 2),
     ]

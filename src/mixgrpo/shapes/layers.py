@@ -28,6 +28,10 @@ class Kept:
         """Return both together."""
         return Kept(self.plain + other.plain, self.wide + other.wide, self.adapters + other.adapters)
 
+    def times(self, number: int) -> "Kept":
+        """Return so many times this."""
+        return Kept(number * self.plain, number * self.wide, number * self.adapters)
+
     def bytes(self, *, plain: int, wide: int, adapters: int) -> int:
         """Return the bytes, given those of one number of each kind."""
         return self.plain * plain + self.wide * wide + self.adapters * adapters
@@ -76,6 +80,8 @@ class Layer:
     block: int = -1
     """Block that the layer belongs to. -1: before the blocks, or after them with a stage above theirs."""
     stage: int = 0
+    unread: bool = False
+    """Whether nothing reads its output, so that the backward pass leaves it out."""
     source: str = ""
     """Name of the tensor that goes in, where several layers share it. Empty: a tensor of its own."""
     keeps: Kept = Kept()
@@ -191,6 +197,10 @@ class Network:
         total = 0
         for layer in self.layers:
             reached, adapter = reach.reaches(layer), _adapter(layer, training)
+            if training.checkpointing and layer.block >= 0 and layer.block in again:
+                total += layer.operations + adapter
+            if layer.unread:
+                continue
             if not layer.outputs:
                 total += 2 * layer.operations * reached
             else:
@@ -198,20 +208,18 @@ class Network:
             if adapter:
                 into = 2 * layer.rows * training.rank * layer.inputs
                 total += 2 * adapter - (0 if reached else into)
-            if training.checkpointing and layer.block >= 0 and layer.block in again:
-                total += layer.operations + adapter
         return total
 
-    def keeps(self, training: Training) -> Kept:
-        """Return what the forward pass keeps for the backward pass; with checkpointing, the most at any time."""
+    def keeps(self, training: Training, *, passes: int = 1) -> Kept:
+        """Return what forward passes keep for one backward pass; with checkpointing, the most at any time."""
         reach = _Reach.of(self.layers, training)
         if not training.checkpointing:
-            return _keeps(self.layers, training, reach)
+            return _keeps(self.layers, training, reach).times(passes)
         blocks = {layer.block for layer in self.layers if layer.block >= 0}
         outside = _keeps([layer for layer in self.layers if layer.block < 0], training, reach)
         inside = [_keeps([layer for layer in self.layers if layer.block == block], training, reach) for block in blocks]
         largest = max(inside, key=lambda kept: kept.bytes(plain=1, wide=1, adapters=1), default=Kept())
-        return outside + Kept(plain=len(blocks) * self.boundary) + largest
+        return (outside + Kept(plain=len(blocks) * self.boundary)).times(passes) + largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +249,8 @@ class _Reach:
 def _keeps(layers: Iterable[Layer], training: Training, reach: _Reach) -> Kept:
     total, seen = Kept(), set[tuple[int, str]]()
     for layer in layers:
+        if layer.unread:
+            continue
         if reach.reaches(layer):
             total += layer.keeps
         if training.trains(layer):

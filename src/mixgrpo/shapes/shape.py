@@ -7,12 +7,14 @@ from mixgrpo.shapes.layers import Network
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """What a user chooses that decides how many tokens there are."""
+    """What a user chooses that decides how much there is to compute."""
 
     height: int
     width: int
     max_sequence_length: int
     """Text tokens of the main encoder."""
+    guidance_scale: float = 1.0
+    """Decides, in some families, how often the transformer runs for a prediction."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +24,8 @@ class Shape:
     source: str
     """Where the numbers come from."""
     transformer: Network
+    passes: int = 1
+    """How often the transformer runs for a prediction: twice with classifier-free guidance."""
     text_encoders: tuple[Network, ...]
     decoder: Network
     """The decoding half of the VAE."""

@@ -1,4 +1,4 @@
-"""Text encoders, from their config files: T5's encoder and CLIP's text model."""
+"""Text encoders, from their config files: T5's encoder, CLIP's text model and Qwen2.5-VL."""
 
 from mixgrpo.shapes.files import Numbers
 from mixgrpo.shapes.layers import Layer, Network, attention, linear
@@ -44,3 +44,43 @@ def clip_encoder(config: Numbers) -> Network:
             Layer(name="layer_norms", parameters=4 * width),
         ]
     return Network(layers)
+
+
+def qwen_vl_encoder(config: Numbers, tokens: int) -> Network:
+    """Return the language half of Qwen2.5-VL on `tokens` tokens, with the layer that would write an answer."""
+    text = _language(config)
+    width, hidden, heads = text["hidden_size"], text["intermediate_size"], text["num_attention_heads"]
+    head_width = width // heads
+    shared = head_width * text["num_key_value_heads"]
+    layers = [
+        Layer(name="embed_tokens", parameters=text["vocab_size"] * width),
+        Layer(name="norm", parameters=width),
+        linear("lm_head", width, text["vocab_size"], rows=tokens, bias=False),
+    ]
+    for _ in range(text["num_hidden_layers"]):
+        layers += [
+            linear("q_proj", width, width, rows=tokens),
+            *(linear(name, width, shared, rows=tokens) for name in ("k_proj", "v_proj")),
+            attention("attention", heads=heads, head_width=head_width, rows=tokens),
+            linear("o_proj", width, width, rows=tokens, bias=False),
+            *(linear(name, width, hidden, rows=tokens, bias=False) for name in ("gate_proj", "up_proj")),
+            linear("down_proj", hidden, width, rows=tokens, bias=False),
+            Layer(name="layer_norms", parameters=2 * width),
+        ]
+    return Network(layers)
+
+
+def qwen_vl_eyes(config: Numbers) -> Network:
+    """Return the half of Qwen2.5-VL that sees, which encoding a prompt does not run: parameters alone."""
+    eyes = config["vision_config"]
+    width, hidden = eyes["hidden_size"], eyes["intermediate_size"]
+    patch = eyes.get("in_channels", 3) * eyes["temporal_patch_size"] * eyes["patch_size"] ** 2
+    merged = width * eyes["spatial_merge_size"] ** 2
+    block = (width + 1) * 4 * width + 2 * (width + 1) * hidden + (hidden + 1) * width + 2 * width
+    merger = width + (merged + 1) * merged + (merged + 1) * eyes["out_hidden_size"]
+    return Network([Layer(name="visual", parameters=patch * width + eyes["depth"] * block + merger)])
+
+
+def _language(config: Numbers) -> Numbers:
+    """Return the numbers of the language half, which newer files have in a part of their own."""
+    return config.get("text_config") or config

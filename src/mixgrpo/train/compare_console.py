@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from mixgrpo.data.sets import prompt_lines
 from mixgrpo.train.console import duration
 
 _RECENT = 10
@@ -66,6 +67,7 @@ class CompareConsole:
         self._console = console or Console(highlight=False)
         self._started = clock()
         self._live: Live | None = None
+        self._told_prompts = False
 
     def sink(self, method: str, seed: int) -> "RunSink":
         """Return what the run of a method with a seed reports to."""
@@ -85,6 +87,13 @@ class CompareConsole:
         if self._live is None:
             self._console.print(line, markup=False, soft_wrap=True)
             self._console.file.flush()
+
+    def tell_prompts(self, figures: Mapping[str, Any]) -> None:
+        """Say once what became of the prompts, which all runs share."""
+        if not self._told_prompts:
+            self._told_prompts = True
+            for label, text in prompt_lines(figures):
+                self._console.print(f"  {label:8} {text}", markup=False, soft_wrap=True)
 
     def seconds_left(self) -> float:
         """Estimate what is left of all runs; a method that has not begun counts as the mean of the others."""
@@ -119,6 +128,8 @@ class RunSink:
             case "start":
                 runner.seed, runner.phase = self._seed, "starting"
                 runner.done[self._seed] = row.get("resumed_from") or 0
+                if "prompts" in row:
+                    self._display.tell_prompts(row["prompts"])
             case "train":
                 runner.done[self._seed] = row["iteration"] + 1
                 runner.seconds.append(row["seconds"])

@@ -13,8 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from mixgrpo.config.schema import Config
+from mixgrpo.data.sets import prompt_lines
 
-_UNITS = {"sampling": "prompts", "updating": "micro-batches", "evaluating": "images", "training sampler": "images"}
+_UNITS = {
+    "encoding prompts": "prompts",
+    "sampling": "prompts",
+    "updating": "micro-batches",
+    "evaluating": "images",
+    "training sampler": "images",
+}
 _RECENT = 10
 """Iterations that the time left is estimated from."""
 
@@ -66,6 +73,9 @@ class ConsoleSink:
         match row["kind"]:
             case "start":
                 self._run.iteration = row.get("resumed_from") or 0
+                if "prompts" in row:
+                    for label, text in prompt_lines(row["prompts"]):
+                        self._say(f"  {label:8} {text}")
                 if self._console.is_terminal:
                     self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
                     self._live.start()

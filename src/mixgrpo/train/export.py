@@ -32,9 +32,12 @@ def load_run_config(run: Path) -> Config:
 
 
 def load_policy(config: Config, *, for_training: bool = True) -> Policy:
-    """Load the starting model of a config and make it trainable as a run does; to draw only, without copies."""
+    """Load the starting model of a config and make it trainable as a run does.
+
+    To draw only, it is loaded without copies of its weights, and with text encoders even if there is a prompt cache.
+    """
     return Policy(
-        load_model(config.model.path, **config.model.model_dump(exclude={"path", "threads", "compile"})),
+        load_model(config.model.path, **config.model.arguments(drawing=not for_training)),
         config.lora,
         seed=config.seed,
         with_reference=for_training and config.loss.kl_weight > 0,
@@ -71,7 +74,9 @@ def export_run(run: Path, output: Path, *, which: Which = "best", policy: Policy
     if output.exists() and any(output.iterdir()) and not (output / _MARKER).is_file():
         raise ConfigError(f"{output} exists and is not an earlier export (no {_MARKER}); choose another folder")
     config, checkpoint = load_run_config(run), find_checkpoint(run, which)
-    policy = policy or load_policy(config, for_training=False)
+    if policy is None:  # on the CPU, for a run that is just over may still have the GPU
+        on_cpu = config.model.model_copy(update={"device": "cpu"})
+        policy = load_policy(config.model_copy(update={"model": on_cpu}), for_training=False)
     _load_result(checkpoint, config, policy)
     writing = output.with_name(f".{output.name}.writing")
     shutil.rmtree(writing, ignore_errors=True)

@@ -15,7 +15,8 @@ import mixgrpo
 from mixgrpo.config.load import dump_resolved
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import NftLossConfig
-from mixgrpo.data.prompts import load_prompts, prompt_batch
+from mixgrpo.data.prompts import prompt_batch
+from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.errors import ConfigError, MixGRPOError
 from mixgrpo.flow.noise import Noise
 from mixgrpo.flow.plan import TrajectoryPlan, ode_plan
@@ -32,6 +33,7 @@ from mixgrpo.train.guard import check_collapse, check_failures, check_skipped, l
 from mixgrpo.train.inference import draw_batches, score_batches
 from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
 from mixgrpo.train.objective import make_objective
+from mixgrpo.train.prompts import encode_ahead
 from mixgrpo.train.samples import SampleSheet
 from mixgrpo.train.scores import Means, summarise
 from mixgrpo.train.settings import make_plan, make_window
@@ -84,10 +86,15 @@ class Trainer:
                 raise ConfigError(f"{run} holds an earlier run: choose a new folder, or resume it")
             run.mkdir(parents=True, exist_ok=True)
             dump_resolved(config, run / "resolved.json")
-        self.prompts, self.heldout = _load_prompts(config)
+        self.sets = load_prompt_sets(config)
+        self.prompts, self.heldout = (
+            self.sets.training.prompts,
+            self.sets.heldout.prompts[: config.eval.num_prompts or None],
+        )
         self.scorer = make_scorer(config)
         if config.model.threads:
             torch.set_num_threads(config.model.threads)
+        encode_ahead(config, self.prompts, self.heldout, progress=Sinks(sinks).progress)
         self.policy = load_policy(config)
         if config.model.compile:
             self.policy.model.transformer.compile()
@@ -120,7 +127,9 @@ class Trainer:
                 self.end(f"stopped: {error}")
                 raise
             self.sinks.progress("exporting", 0, 1)
-            export_run(self.run, self.run / "export", policy=self.policy)
+            # Adapters are merged into whole weights, which a quantised policy does not have.
+            whole = self.config.model.quantize == "off"
+            export_run(self.run, self.run / "export", policy=self.policy if whole else None)
             return self.end("finished")
 
     def begin(self) -> None:
@@ -134,6 +143,7 @@ class Trainer:
                 "python": platform.python_version(),
                 "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
                 "trained_parameters": sum(weight.numel() for weight in self.policy.trained.values()),
+                "prompts": self.sets.figures(self.policy.model.count_tokens, self.config.model.max_sequence_length),
                 "resumed_from": self.state.iteration or None,
             }
         )
@@ -369,19 +379,6 @@ def make_scorer(config: Config) -> Scorer:
         {reward.name: make_reward(reward.use or reward.name, reward.options) for reward in config.rewards},
         timeout={reward.name: reward.timeout for reward in config.rewards},
     )
-
-
-def _load_prompts(config: Config) -> tuple[list[str], list[str]]:
-    """Return the training prompts and the held-out ones, after checking that they do not overlap."""
-    prompts, heldout = load_prompts(config.prompts.train), load_prompts(config.prompts.heldout)
-    if len(prompts) < config.prompts_per_iteration:
-        raise ConfigError(
-            f"prompts.train holds {len(prompts)} prompts, fewer than prompts_per_iteration "
-            f"({config.prompts_per_iteration})"
-        )
-    if both := set(prompts) & set(heldout):
-        raise ConfigError(f"prompts.heldout must not be trained on, but prompts.train holds {min(both)!r} too")
-    return prompts, heldout[: config.eval.num_prompts or None]
 
 
 def _figures(means: Means) -> dict[str, dict[str, float]]:

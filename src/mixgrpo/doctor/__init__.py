@@ -1,0 +1,1 @@
+"""What can be checked before a run: everything that would otherwise fail after the GPUs are paid for."""

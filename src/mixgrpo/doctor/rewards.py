@@ -1,0 +1,40 @@
+"""Whether the rewards can be made, and whether they score."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from mixgrpo.config.schema import Config
+from mixgrpo.doctor.finding import Finding
+from mixgrpo.errors import MixGRPOError
+from mixgrpo.rewards import make_reward
+from mixgrpo.rewards.scorer import Scorer
+
+
+def check_rewards(config: Config, prompts: Sequence[str]) -> list[Finding]:
+    """Make every reward and let it score a picture of noise for each of `prompts`, in the size of the run."""
+    generator = torch.Generator().manual_seed(0)
+    # Quantised, as pictures are.
+    noise = torch.randint(0, 256, (len(prompts), 3, config.model.height, config.model.width), generator=generator) / 255
+    return [_check(config, index, noise, prompts) for index in range(len(config.rewards))]
+
+
+def _check(config: Config, index: int, images: torch.Tensor, prompts: Sequence[str]) -> Finding:
+    settings = config.rewards[index]
+    about = f"reward {settings.name}"
+    started = time.perf_counter()
+    try:
+        reward = make_reward(settings.use or settings.name, settings.options)
+        made = time.perf_counter()
+        with Scorer({settings.name: reward}, timeout=settings.timeout) as scorer:
+            table = scorer.submit(images, prompts).result()
+    except MixGRPOError as error:
+        return Finding(about, "problem", str(error))
+    seconds = time.perf_counter() - made
+    if messages := table.failures[settings.name]:
+        words = f"made, but {len(messages)} of {len(images)} pictures of noise got no score: {messages[0]}"
+        return Finding(about, "problem", words)
+    scores = ", ".join(f"{score:.3g}" for score in table.values[settings.name].tolist())
+    words = f"made in {made - started:.1f} s; {len(images)} pictures of noise in {seconds:.1f} s: {scores}"
+    return Finding(about, "ok", words)

@@ -1,0 +1,256 @@
+"""What all families share: a frozen diffusers pipeline whose transformer is trained, guidance, and saving."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import get_peft_model_state_dict
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from mixgrpo.models.base import Conditioning
+from mixgrpo.models.options import ModelOptions
+from mixgrpo.models.prompt_cache import PromptCache
+from mixgrpo.models.schedule import pipeline_sigmas
+from mixgrpo.models.vae import Vae
+
+Device = torch.device | str
+
+Row = dict[str, Tensor]
+"""One encoded prompt: tensors without a batch dim, by the names that the family gave them."""
+
+Parts = Mapping[str, Mapping[str, Any]]
+"""The config of every part of a pipeline that has one, such as `transformer`."""
+
+
+class PipelineModel:
+    """A diffusers pipeline as a `FlowModel`. A family is a subclass of at most 200 lines, without a loop."""
+
+    text_encoders: tuple[str, ...]
+    """Parts of the pipeline that only encode prompts."""
+    tokenizer: str
+    """The part that splits prompts for the main text encoder."""
+    lora_targets: tuple[str, ...]
+    """Names of the layers that get an adapter unless told otherwise."""
+
+    latent_shape: tuple[int, ...]
+    """Shape of one sample's latent, as `velocity` takes it."""
+    vae: Vae
+    """The autoencoder, with its scaling undone."""
+
+    source: Path | None = None
+    """Folder that the pipeline came from."""
+    prompt_cache: PromptCache | None = None
+    """Where encoded prompts are, if the text encoders are not loaded."""
+
+    def __init__(self, pipeline: DiffusionPipeline, options: ModelOptions) -> None:
+        """Take a loaded pipeline and freeze it.
+
+        Raises:
+            ConfigError: if an option does not fit the family.
+        """
+        self.pipeline: Any = pipeline
+        self.options = options
+        self._negative: Conditioning | None = None
+        self._resting: torch.device | None = None
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+
+    @classmethod
+    def side_multiple(cls, parts: Parts) -> int:
+        """Return what the sides of an image must be multiples of."""
+        raise NotImplementedError
+
+    @staticmethod
+    def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
+        """Encode prompts, each as it would be alone. Of `pipeline` only the text encoders need be loaded."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, sigma: float, tensors: Row) -> Tensor:
+        """Call the transformer once: v at x [B, *latent_shape], without classifier-free guidance.
+
+        x and the floating-point tensors come in the type that the transformer computes in.
+        """
+        raise NotImplementedError
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Turn latents as the VAE has them, scaled, into what `velocity` takes."""
+        raise NotImplementedError
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Undo `pack`."""
+        raise NotImplementedError
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The network that predicts the velocity."""
+        return self.pipeline.transformer
+
+    @transformer.setter
+    def transformer(self, transformer: nn.Module) -> None:
+        self.pipeline.transformer = transformer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return next(self.transformer.parameters()).device
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a prediction takes two model calls, with the prompt and with the negative prompt."""
+        return False
+
+    def sigmas(self, num_steps: int) -> tuple[float, ...]:
+        """Return the schedule of the family's own pipeline, num_steps + 1 values from 1 down to 0."""
+        return pipeline_sigmas(self.pipeline.scheduler.config, num_steps, tokens=self.image_tokens)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of an image, on which some schedules depend."""
+        return self.latent_shape[0]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts, and once the negative prompt where guidance needs it.
+
+        Raises:
+            ModelError: if text encoders are not loaded and a prompt is not in the cache.
+        """
+        if self.is_guided and self._negative is None:
+            self._negative = self.collate(self._rows([self.options.negative_prompt]))
+        return self.collate(self._rows(prompts))
+
+    def _rows(self, prompts: Sequence[str]) -> list[Row]:
+        if self.prompt_cache is not None:
+            rows = [self.prompt_cache.read(prompt) for prompt in prompts]
+            return [{name: tensor.to(self.device) for name, tensor in row.items()} for row in rows]
+        length = self.options.max_sequence_length
+        with self._at_work(*(getattr(self.pipeline, name) for name in self.text_encoders)):
+            return self.encode_rows(self.pipeline, prompts, max_sequence_length=length, device=self.device)
+
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens each prompt takes, its end included; encoding cuts at `max_sequence_length`."""
+        tokenizer = getattr(self.pipeline, self.tokenizer)
+        return [len(tokens) for tokens in tokenizer(list(prompts), verbose=False).input_ids]
+
+    def collate(self, rows: Sequence[Row]) -> Conditioning:
+        """Put prompts together: texts shorter than the longest are padded, and then a `mask` says what is text."""
+        tensors = {name: torch.stack([row[name] for row in rows]) for name in rows[0] if name != "text"}
+        texts = [row["text"] for row in rows]
+        longest = max(len(text) for text in texts)
+        tensors["text"] = torch.stack([pad(text, (0, 0, 0, longest - len(text))) for text in texts])
+        if any(len(text) < longest for text in texts):
+            lengths = torch.tensor([len(text) for text in texts], device=texts[0].device)
+            tensors["mask"] = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        return Conditioning(tensors)
+
+    def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """Predict the velocity; sigma goes in unrounded, as in the pipelines (in bfloat16, diffusers casts it)."""
+        positive = self._predict(x, sigma, conditioning)
+        if not self.is_guided:
+            return positive
+        if self._negative is None:
+            raise AssertionError("encode prompts before: that encodes the negative prompt too")
+        nothing = self._negative.take(torch.zeros(len(x), dtype=torch.long, device=x.device))
+        return self.guide(positive, self._predict(x, sigma, nothing))
+
+    def _predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        autocast = self.options.autocast
+        dtype = autocast or cast(Any, self.transformer).dtype
+        tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in conditioning.tensors.items()}
+        with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
+            return self.predict(x.to(dtype), sigma, tensors)
+
+    def guide(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """Combine both predictions: classifier-free guidance (arXiv 2207.12598)."""
+        return negative + self.options.guidance_scale * (positive - negative)
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        """Unpack and decode."""
+        with self._at_work(self.pipeline.vae):
+            return (self.vae.decode(self.unpack(x)) / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Encode to the mode of the VAE's posterior and pack: what `decode` undoes."""
+        height, width = self.options.height, self.options.width
+        if images.shape[1:] != (3, height, width):
+            raise ValueError(f"images must be [batch, 3, {height}, {width}], got {tuple(images.shape)}")
+        with self._at_work(self.pipeline.vae):
+            return self.pack(self.vae.encode((images * 2.0 - 1.0).to(self.device)))
+
+    def encode_mask(self, masks: Tensor) -> Tensor:
+        """Mark every cell of the VAE's grid that has a marked pixel, in all channels."""
+        cells = self.vae.cells(masks.to(self.device, torch.float32))
+        return self.pack(cells) > 0.0
+
+    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
+        """Return what the pipeline's own call takes for the guidance that is set and for the noise x."""
+        options = self.options
+        negative = {"negative_prompt": options.negative_prompt} if self.is_guided else {}
+        return {"guidance_scale": options.guidance_scale, "latents": x, **negative}
+
+    @torch.no_grad()
+    def pipeline_picture(self, prompt: str, x: Tensor, *, num_steps: int) -> Tensor:
+        """Return what diffusers' own loop draws from the noise x [1, *latent_shape]: a picture [3, H, W] in [0, 1]."""
+        options = self.options
+        self.pipeline.set_progress_bar_config(disable=True)
+        with self._at_work(self.pipeline.vae, *(getattr(self.pipeline, name) for name in self.text_encoders)):
+            drawn = self.pipeline(
+                prompt=prompt,
+                height=options.height,
+                width=options.width,
+                num_inference_steps=num_steps,
+                max_sequence_length=options.max_sequence_length,
+                output_type="pt",
+                return_dict=False,
+                **self.pipeline_arguments(x.to(self.device)),
+            )
+        return drawn[0][0].float().cpu()
+
+    def offload(self) -> None:
+        """Let what is idle wait on the CPU from now on: VAE and text encoders."""
+        self._resting = torch.device("cpu")
+        for part in (self.pipeline.vae, *(getattr(self.pipeline, name) for name in self.text_encoders)):
+            if part is not None:
+                part.to(self._resting)
+
+    @contextmanager
+    def _at_work(self, *parts: nn.Module | None) -> Iterator[None]:
+        """Have `parts` beside the transformer meanwhile, if they rest elsewhere."""
+        moved = [part for part in parts if part is not None and self._resting is not None]
+        try:
+            for part in moved:
+                part.to(self.device)
+            yield
+        finally:
+            for part in moved:
+                part.to(self._resting)
+
+    def save(self, folder: Path) -> None:
+        """Write the pipeline as safetensors; its class's `from_pretrained(folder)` loads it.
+
+        Text encoders that are not loaded are copied from where the model came from.
+        """
+        self.pipeline.save_pretrained(folder, safe_serialization=True)
+        absent = [name for name in self.text_encoders if getattr(self.pipeline, name) is None]
+        if absent and self.source is not None:
+            for name in absent:
+                shutil.copytree(self.source / name, folder / name)
+            shutil.copyfile(self.source / "model_index.json", folder / "model_index.json")
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the adapter alone, with its scale; the pipeline's `load_lora_weights(folder)` loads it."""
+        transformer = cast(Any, self.transformer)
+        self.pipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers=cast(Any, get_peft_model_state_dict(transformer)),
+            transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+            safe_serialization=True,
+        )

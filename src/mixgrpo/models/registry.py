@@ -1,0 +1,93 @@
+"""The families that have an adapter, and where a model's folder is. Torch and diffusers are imported late."""
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixgrpo.errors import ModelError
+from mixgrpo.shapes.files import BUNDLED, bundled_folder, is_hub_id
+
+if TYPE_CHECKING:
+    from mixgrpo.models.pipeline import PipelineModel
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Models of one pipeline class."""
+
+    name: str
+    """What its models are called."""
+    adapter: str
+    """`module:class` of its adapter, in this package."""
+
+
+MODELS = {
+    "FluxPipeline": Family("FLUX.1", "flux:FluxModel"),
+    "Flux2Pipeline": Family("FLUX.2", "flux2:Flux2Model"),
+    "Flux2KleinPipeline": Family("FLUX.2 klein", "flux2:Flux2KleinModel"),
+    "QwenImagePipeline": Family("Qwen-Image", "qwen:QwenImageModel"),
+    "StableDiffusion3Pipeline": Family("Stable Diffusion 3 and 3.5", "sd3:StableDiffusion3Model"),
+    "ZImagePipeline": Family("Z-Image", "z_image:ZImageModel"),
+}
+"""Pipeline class -> family, for those that have an adapter."""
+
+
+def find_model(path_or_hub_id: str, revision: str) -> "tuple[Path, type[PipelineModel]]":
+    """Return the folder of a model, downloaded if it is on the hub, and its adapter."""
+    if not is_hub_id(path_or_hub_id) or path_or_hub_id in BUNDLED:
+        folder = find_folder(path_or_hub_id)
+        return folder, _adapter(read_index(folder).get("_class_name"), path_or_hub_id)
+    from diffusers import DiffusionPipeline  # noqa: PLC0415 - a wrong folder is found without it
+
+    hub: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        index: Any = DiffusionPipeline.load_config(path_or_hub_id, **hub)
+        adapter = _adapter(index.get("_class_name"), path_or_hub_id)
+        downloaded: Any = DiffusionPipeline.download(path_or_hub_id, use_safetensors=True, **hub)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model {path_or_hub_id!r} cannot be downloaded: {error}") from error
+    return Path(downloaded), adapter
+
+
+def _adapter(pipeline: object, source: str) -> "type[PipelineModel]":
+    """Return the adapter of a pipeline class.
+
+    Raises:
+        ModelError: if it has none.
+    """
+    module, _, name = _family(pipeline, source).adapter.partition(":")
+    return getattr(importlib.import_module(f"mixgrpo.models.{module}"), name)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return what `model_index.json` says."""
+    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+
+
+def find_folder(path: str) -> Path:
+    """Return the folder of a bundled model, or of one on this machine; a wrong path is found before torch is loaded.
+
+    Raises:
+        ModelError: if it holds no model of a known family.
+    """
+    folder = bundled_folder(path) if path in BUNDLED else Path(path)
+    file = folder / "model_index.json"
+    if not file.is_file():
+        raise ModelError(
+            f"model {str(folder)!r} is neither a bundled model ({', '.join(BUNDLED)}), nor a diffusers folder "
+            f"(a folder with a model_index.json), nor a hub id (owner/name)"
+        )
+    try:
+        _family(read_index(folder).get("_class_name"), str(folder))
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ModelError(f"{file} is not a JSON object: {error}") from error
+    return folder
+
+
+def _family(pipeline: object, source: str) -> Family:
+    if not isinstance(pipeline, str) or pipeline not in MODELS:
+        known = ", ".join(f"{cls} ({family.name})" for cls, family in MODELS.items())
+        raise ModelError(f"model {source!r} is of the pipeline {pipeline!r}, which has no adapter; there are: {known}")
+    return MODELS[pipeline]

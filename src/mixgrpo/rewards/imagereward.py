@@ -1,0 +1,101 @@
+"""How much people would like a picture for its prompt, as ImageReward v1.0 judges (https://arxiv.org/abs/2304.05977).
+
+Weights: `ImageReward.pt` (1.79 GB) and `med_config.json` of THUDM/ImageReward on the hub, Apache-2.0. Words are split
+by the tokenizer of google-bert/bert-base-uncased (Apache-2.0) with BLIP's two tokens added, 35 of them at most.
+Scores are normalised as published, (raw - 0.16717362830052426) / 1.0333394966054072: roughly mean 0 and standard
+deviation 1, not bounded.
+
+Every picture is scored against its own prompt only. Code that encodes texts and pictures separately would have to
+pick the diagonal of a square of scores; here the text encoder looks at the picture while it reads, so there is no
+square.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import BertTokenizer
+
+from mixgrpo.errors import RewardError
+from mixgrpo.rewards.base import mask_unscorable
+from mixgrpo.rewards.imagereward_model import load_imagereward
+from mixgrpo.rewards.pictures import as_pictures, clip_pixels
+from mixgrpo.rewards.weights import WeightsSource, check_batch_size, pick_device, pick_dtype
+
+_MAX_TOKENS = 35
+
+_NEEDED = "ImageReward.pt (1.79 GB) and med_config.json of THUDM/ImageReward"
+_NEEDED_TOKENIZER = "the tokenizer of google-bert/bert-base-uncased (vocab.txt or tokenizer.json)"
+
+
+class ImageReward:
+    """Scores pictures with ImageReward v1.0."""
+
+    name = "imagereward"
+
+    def __init__(
+        self,
+        *,
+        path: str = "THUDM/ImageReward",
+        tokenizer: str = "",
+        device: str = "auto",
+        dtype: str = "float32",
+        batch_size: int = 16,
+    ) -> None:
+        """Load the model from `path`, a folder or a hub id.
+
+        `tokenizer` is a folder or hub id, too; empty means the folder `path` if it has a tokenizer's files, else
+        google-bert/bert-base-uncased. `dtype` is that of the two towers. `batch_size` pictures are scored at a time.
+
+        Raises:
+            ConfigError: The device, the dtype or the batch size is none.
+            RewardError: A file is missing, cannot be read, or does not fit; the message says what to download.
+        """
+        check_batch_size(self.name, batch_size)
+        self._device, tower_dtype = pick_device(self.name, device), pick_dtype(self.name, dtype)
+        source = WeightsSource(self.name, "path", path, _NEEDED)
+        checkpoint = source.find("ImageReward.safetensors", "ImageReward.pt")
+        model = load_imagereward(checkpoint, source.find("med_config.json"))
+        self._tokenizer = _load_tokenizer(path, tokenizer, model.text.config.vocab_size)
+        self._model = model.to_inference(self._device, tower_dtype)
+        self._batch_size = batch_size
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score images [B, 3, H, W] in [0, 1], each against its own prompt: [B], higher is better."""
+        starts = range(0, len(images), self._batch_size)
+        ends = [start + self._batch_size for start in starts]
+        scores = [self._score(images[i:j], prompts[i:j]) for i, j in zip(starts, ends, strict=True)]
+        return mask_unscorable(torch.cat(scores), images)
+
+    def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        pixels = clip_pixels(as_pictures(images), self._model.image_size)
+        tokens = self._tokenizer(
+            [str(prompt) for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=_MAX_TOKENS,
+            return_tensors="pt",
+        )
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        return self._model(pixels.to(self._device), ids.to(self._device), mask.to(self._device)).cpu()
+
+
+def _load_tokenizer(path: str, tokenizer: str, vocabulary: int) -> BertTokenizer:
+    """Load BERT's tokenizer and add BLIP's tokens; its size must be that of the text encoder's `vocabulary`."""
+    beside = Path(path).expanduser()
+    if not tokenizer:
+        has_files = any((beside / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+        tokenizer = path if has_files else "google-bert/bert-base-uncased"
+    source = WeightsSource("imagereward", "tokenizer", tokenizer, _NEEDED_TOKENIZER)
+    source.find("tokenizer.json", "vocab.txt")  # without them transformers makes a tokenizer that knows no words
+    loaded = source.load(BertTokenizer)
+    # The order is BLIP's: it gives [DEC] the number 30522 and [ENC] 30523. The prompt still begins with [CLS].
+    loaded.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
+    if len(loaded) != vocabulary:
+        raise RewardError(
+            f"the imagereward reward's tokenizer {tokenizer!r} has {len(loaded)} tokens with [DEC] and [ENC], but the "
+            f"checkpoint's text encoder has {vocabulary}. It needs {_NEEDED_TOKENIZER}"
+        )
+    return loaded
