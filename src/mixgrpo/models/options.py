@@ -18,6 +18,8 @@ class ModelOptions:
     """Frames of a video; 1 for image models."""
     guidance_scale: float = 3.5
     """As the family's pipeline names and takes it; 1 or less: no classifier-free guidance."""
+    guidance_scale_2: float = 0.0
+    """The same for the second of two transformers; 0: as `guidance_scale`."""
     negative_prompt: str = ""
     """What classifier-free guidance leads away from."""
     max_sequence_length: int = 512

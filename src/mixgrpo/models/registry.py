@@ -26,6 +26,8 @@ class Family:
 MODELS = {
     "FluxPipeline": Family("FLUX.1", "flux:FluxModel"),
     "StableDiffusion3Pipeline": Family("Stable Diffusion 3 and 3.5", "sd3:StableDiffusion3Model"),
+    "WanPipeline": Family("Wan 2.1 and 2.2", "wan:WanModel"),
+    "HunyuanVideoPipeline": Family("HunyuanVideo", "hunyuan_video:HunyuanVideoModel"),
 }
 """Pipeline class -> family, for those that have an adapter."""
 
