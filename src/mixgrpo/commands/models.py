@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mixgrpo.models import FlowModel
 
 
-_MODEL_ARGUMENTS = ("height", "width", "device", "guidance_scale", "max_sequence_length")
+_MODEL_ARGUMENTS = ("height", "width", "num_frames", "device", "guidance_scale", "max_sequence_length")
 """Arguments that stand for the settings of a model with the same names."""
 
 
@@ -59,7 +59,7 @@ class Drawing:
 def add_drawing_arguments(parser: Parser) -> None:
     """Add the arguments that say which model draws, in which batches, and which other model takes part."""
     add_model_arguments(parser)
-    parser.add_argument("--batch", metavar="N", type=at_least_one, help="images per model call")
+    parser.add_argument("--batch", metavar="N", type=at_least_one, help="images or clips per model call")
     parser.add_argument(
         "--tuned-fraction",
         metavar="F",
@@ -79,6 +79,7 @@ def add_model_arguments(parser: Parser) -> None:
     parser.add_argument("--seed", metavar="N", type=seed_number, help="seed of the noise")
     parser.add_argument("--height", metavar="PIXELS", type=at_least_one, help="image height")
     parser.add_argument("--width", metavar="PIXELS", type=at_least_one, help="image width")
+    parser.add_argument("--num-frames", metavar="N", type=at_least_one, help="frames of a clip (default: 1, an image)")
     parser.add_argument("--guidance-scale", metavar="G", type=float, help="guidance, as diffusers names it")
     parser.add_argument(
         "--max-sequence-length", metavar="N", type=at_least_one, help="longest prompt, in tokens of the text encoder"
@@ -168,7 +169,7 @@ def tell_cut(model: "FlowModel", prompts: Sequence[str], limit: int) -> None:
 
 
 def draw(drawing: Drawing, prompts: Sequence[str]) -> "Iterator[tuple[range, Tensor]]":
-    """Load the models and return what draws one image per prompt, batch by batch: (indices, images)."""
+    """Load the models and return what draws one image or clip per prompt, batch by batch: (indices, images)."""
     model, base = load_models(drawing)
     tell_cut(model, prompts, drawing.model.max_sequence_length)
     from mixgrpo.train.inference import draw_batches

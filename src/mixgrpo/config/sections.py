@@ -27,9 +27,13 @@ class ModelConfig(Section):
     """Image height in pixels."""
     width: Positive
     """Image width in pixels."""
+    num_frames: Positive = 1
+    """Frames of a clip, for models that draw them: Wan and HunyuanVideo take 4 k + 1. 1: an image."""
     guidance_scale: float = Field(default=3.5, ge=0.0)
     """Strength of guidance. FLUX.1-dev takes it as an embedding: no second model call. Models with classifier-free
     guidance, such as SD3.5, make a second call when it is above 1."""
+    guidance_scale_2: float = Field(default=0.0, ge=0.0)
+    """Guidance of the second of two transformers, which Wan 2.2 A14B has for low noise. 0: as `guidance_scale`."""
     negative_prompt: str = ""
     """What classifier-free guidance leads away from. Only for models that have it."""
     max_sequence_length: Positive = 512

@@ -21,7 +21,10 @@ class Conditioning:
 
 
 class FlowModel(Protocol):
-    """A text-to-image flow-matching model. Latents are [B, *latent_shape] in whatever packing the model likes."""
+    """A flow-matching model that draws images or clips from text.
+
+    Latents are [B, *latent_shape] in whatever packing the model likes.
+    """
 
     lora_targets: tuple[str, ...]
     """Names of the layers that get an adapter unless told otherwise."""
@@ -57,7 +60,7 @@ class FlowModel(Protocol):
         ...
 
     def decode(self, x: Tensor) -> Tensor:
-        """Turn latents at sigma 0 into images, float32 [B, 3, H, W] in [0, 1], on the CPU."""
+        """Turn latents at sigma 0 into images [B, 3, H, W], or clips [B, F, 3, H, W], float32 in [0, 1], on the CPU."""
         ...
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from mixgrpo.errors import ConfigError
 from mixgrpo.models.base import Conditioning
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.prompt_cache import PromptCache
@@ -36,11 +37,15 @@ class PipelineModel:
     """The part that splits prompts for the main text encoder."""
     lora_targets: tuple[str, ...]
     """Names of the layers that get an adapter unless told otherwise."""
+    float32_parts: tuple[str, ...] = ()
+    """Parts of the pipeline that are loaded in float32 whatever the others are."""
 
     latent_shape: tuple[int, ...]
     """Shape of one sample's latent, as `velocity` takes it."""
     vae: Vae
     """The autoencoder, with its scaling undone."""
+    has_two_stages: bool = False
+    """Whether two transformers share the noise levels."""
 
     source: Path | None = None
     """Folder that the pipeline came from."""
@@ -65,6 +70,12 @@ class PipelineModel:
     def side_multiple(cls, parts: Parts) -> int:
         """Return what the sides of an image must be multiples of."""
         raise NotImplementedError
+
+    @classmethod
+    def frame_multiple(cls, parts: Parts) -> int:
+        """Return how many frames after the first become one in a clip's latent; 0: the family draws images only."""
+        del parts
+        return 0
 
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
@@ -152,12 +163,12 @@ class PipelineModel:
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """Predict the velocity; sigma goes in unrounded, as in the pipelines (in bfloat16, diffusers casts it)."""
         positive = self._predict(x, sigma, conditioning)
-        if not self.is_guided:
-            return positive
+        return self.guide(positive, self._predict_negative(x, sigma)) if self.is_guided else positive
+
+    def _predict_negative(self, x: Tensor, sigma: float) -> Tensor:
         if self._negative is None:
             raise AssertionError("encode prompts before: that encodes the negative prompt too")
-        nothing = self._negative.take(torch.zeros(len(x), dtype=torch.long, device=x.device))
-        return self.guide(positive, self._predict(x, sigma, nothing))
+        return self._predict(x, sigma, self._negative.take(torch.zeros(len(x), dtype=torch.long, device=x.device)))
 
     def _predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         autocast = self.options.autocast
@@ -179,6 +190,7 @@ class PipelineModel:
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode to the mode of the VAE's posterior and pack: what `decode` undoes."""
+        self._check_draws_images()
         height, width = self.options.height, self.options.width
         if images.shape[1:] != (3, height, width):
             raise ValueError(f"images must be [batch, 3, {height}, {width}], got {tuple(images.shape)}")
@@ -187,6 +199,7 @@ class PipelineModel:
 
     def encode_mask(self, masks: Tensor) -> Tensor:
         """Mark every cell of the VAE's grid that has a marked pixel, in all channels."""
+        self._check_draws_images()
         cells = self.vae.cells(masks.to(self.device, torch.float32))
         return self.pack(cells) > 0.0
 
@@ -232,6 +245,13 @@ class PipelineModel:
         finally:
             for part in moved:
                 part.to(self._resting)
+
+    def _check_draws_images(self) -> None:
+        if self.options.num_frames > 1:
+            raise ConfigError(
+                f"model.num_frames is {self.options.num_frames}, but only single images can be encoded and edited; "
+                "set it to 1"
+            )
 
     def save(self, folder: Path) -> None:
         """Write the pipeline as safetensors; its class's `from_pretrained(folder)` loads it.

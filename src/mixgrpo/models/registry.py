@@ -30,6 +30,8 @@ MODELS = {
     "QwenImagePipeline": Family("Qwen-Image", "qwen:QwenImageModel"),
     "StableDiffusion3Pipeline": Family("Stable Diffusion 3 and 3.5", "sd3:StableDiffusion3Model"),
     "ZImagePipeline": Family("Z-Image", "z_image:ZImageModel"),
+    "WanPipeline": Family("Wan 2.1 and 2.2", "wan:WanModel"),
+    "HunyuanVideoPipeline": Family("HunyuanVideo", "hunyuan_video:HunyuanVideoModel"),
 }
 """Pipeline class -> family, for those that have an adapter."""
 

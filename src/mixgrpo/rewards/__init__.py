@@ -90,7 +90,7 @@ def make_reward(use: str, options: Mapping[str, Any] | None = None) -> Reward:
 
     An import path is `package.module:factory`; modules in the working directory are found too. The factory
     gets the options as keyword arguments and returns a `Reward`, or a plain function `(images, prompts) ->
-    scores`.
+    scores`; either may have the attribute `takes_video`.
 
     Raises:
         ConfigError: There is no such reward, its module or factory is not there, or it does not take the
@@ -117,7 +117,9 @@ def make_reward(use: str, options: Mapping[str, Any] | None = None) -> Reward:
         raise ConfigError(
             f"the reward {use!r}: its factory returned {made!r}, not something to call with (images, prompts)"
         )
-    return NamedReward(use, made)
+    from mixgrpo.rewards.frames import takes_video  # noqa: PLC0415
+
+    return NamedReward(use, made, takes_video=takes_video(made))
 
 
 def _import_factory(path: str) -> Callable[..., Any]:

@@ -95,7 +95,6 @@ def export_run(run: Path, output: Path, *, which: Which = "best", policy: Policy
 
 @torch.no_grad()
 def _load_result(checkpoint: Path, config: Config, policy: Policy) -> None:
-    """Put a run's result into `policy`, in the type that the model came in."""
+    """Put a run's result into `policy`, in the types that the model came in."""
     policy.load(load_weights(checkpoint, averaged=config.optim.ema_decay > 0))
-    if config.model.dtype != "float32":
-        policy.model.transformer.to(getattr(torch, config.model.dtype))
+    policy.restore_types()

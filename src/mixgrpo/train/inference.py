@@ -1,4 +1,4 @@
-"""Drawing one image per prompt, with one model or with two in turn, and scoring them."""
+"""Drawing one image or clip per prompt, with one model or with two in turn, and scoring them."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -28,7 +28,7 @@ def draw_batches(
     base: FlowModel | None = None,
     tuned_fraction: float = 1.0,
 ) -> Iterator[tuple[range, Tensor]]:
-    """Draw one image per prompt, `batch` at a time: yield (indices, images [b, 3, H, W] in [0, 1]).
+    """Draw one image or clip per prompt, `batch` at a time: yield (indices, what `FlowModel.decode` returns).
 
     Prompt i starts from the same noise whatever the batch, the model or the plan; a plan with stochastic steps needs
     their `kernel`. With `base`, the first round(tuned_fraction * steps) steps are `model`'s and the rest `base`'s
