@@ -76,6 +76,14 @@ class FlowModel(Protocol):
         """Write the adapter alone in the form that the pipeline's `load_lora_weights` takes."""
         ...
 
+    def save_comfyui_lora(self, file: Path) -> str:
+        """Write the adapter alone as ComfyUI reads it; returns why that was not done, or "" if it was."""
+        ...
+
+    def load_lora(self, folder: Path) -> None:
+        """Put an adapter that `save_lora` wrote on top of the model."""
+        ...
+
 
 def times(x: Tensor, time: float) -> Tensor:
     """Return a time for every sample of x [B, ...]: float32 [B]."""
