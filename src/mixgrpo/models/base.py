@@ -25,6 +25,13 @@ class FlowModel(Protocol):
 
     lora_targets: tuple[str, ...]
     """Names of the layers that get an adapter unless told otherwise."""
+    source: Path | None
+    """Folder that the model came from."""
+
+    @property
+    def pipeline_class(self) -> str:
+        """Name of the class in diffusers that loads what is saved."""
+        ...
 
     @property
     def transformer(self) -> nn.Module:

@@ -1,10 +1,10 @@
 """An adapter as the single file that ComfyUI reads.
 
-ComfyUI's loader (`comfy/lora.py`, `comfy/weight_adapter/lora.py`) looks for the keys of every layer it knows by name:
-`NAME.lora_up.weight` and `NAME.lora_down.weight`, and adds (NAME.alpha / rank) up @ down to the weight. Without alpha the
-scale is 1, and metadata in the file's head, where diffusers keeps alpha, is not read: so alpha stands beside every
-layer. For FLUX.1 and SD3 a name is diffusers' own after `transformer.`; the loader knows what row of which fused weight
-it is.
+ComfyUI's loader (`comfy/lora.py`, `comfy/weight_adapter/lora.py`) looks for the keys of every layer that it knows by
+name, `NAME.lora_up.weight` and `NAME.lora_down.weight`, and adds (NAME.alpha / rank) up @ down to the weight. Without
+alpha the scale is 1, and metadata in the file's head, where diffusers keeps alpha, is not read: so alpha stands beside
+every layer. For FLUX.1 and SD3 a name is diffusers' own after `transformer.`; the loader knows what rows of which fused
+weight it is.
 """
 
 import re

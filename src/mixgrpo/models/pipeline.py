@@ -18,6 +18,7 @@ from mixgrpo.models.base import Conditioning
 from mixgrpo.models.comfyui import comfyui_tensors, unknown_layers
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.prompt_cache import PromptCache
+from mixgrpo.models.registry import LORA_FILE
 from mixgrpo.models.schedule import pipeline_sigmas
 from mixgrpo.models.vae import Vae
 
@@ -25,9 +26,6 @@ Device = torch.device | str
 
 Row = dict[str, Tensor]
 """One encoded prompt: tensors without a batch dim, by the names that the family gave them."""
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""Where diffusers looks for an adapter in a folder."""
 
 Parts = Mapping[str, Mapping[str, Any]]
 """The config of every part of a pipeline that has one, such as `transformer`."""
@@ -93,6 +91,11 @@ class PipelineModel:
     def unpack(self, x: Tensor) -> Tensor:
         """Undo `pack`."""
         raise NotImplementedError
+
+    @property
+    def pipeline_class(self) -> str:
+        """Name of the class in diffusers that loads what is saved."""
+        return type(self.pipeline).__name__
 
     @property
     def transformer(self) -> nn.Module:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from mixgrpo.models.pipeline import PipelineModel
 
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""Where diffusers looks for an adapter in a folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Models of one pipeline class."""
@@ -66,6 +70,11 @@ def read_index(folder: Path) -> dict[str, Any]:
 def _check_folder(folder: Path) -> dict[str, Any]:
     """Return the index of a diffusers folder, and find a wrong path or an unknown family before torch is loaded."""
     file = folder / "model_index.json"
+    if (folder / LORA_FILE).is_file() and not file.is_file():
+        raise ModelError(
+            f"model {str(folder)!r} is an adapter alone, which sample, evaluate and edit take; where a whole model is "
+            f"needed, merge it first: mixgrpo export RUN --merge"
+        )
     if not file.is_file():
         raise ModelError(
             f"model {str(folder)!r} is neither a bundled model ({', '.join(BUNDLED)}), nor a diffusers folder "
