@@ -191,13 +191,14 @@ def _figures(summary: Summary, exported: Exported) -> str:
             )
         )
     rewards = [each for each in summary.figures if "/" not in each.name]
+    parts.append("Over the run; the row in bold is this model:")
     parts.append(
         _table(
             ("iteration", *(f"`{each.name}`" for each in rewards)),
             [_figure_row(row, rewards, exported.iteration) for row in _chosen(rows, exported.iteration)],
         )
     )
-    return "\n\n".join([*parts, "The row in bold is this model."])
+    return "\n\n".join(parts)
 
 
 def _value(row: EvalRow, figure: Figure) -> str:
