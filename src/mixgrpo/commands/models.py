@@ -18,6 +18,7 @@ from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import ModelConfig
 from mixgrpo.errors import ConfigError
 from mixgrpo.flow.plan import ode_plan
+from mixgrpo.report.exported import read_exported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,8 @@ class Source:
     """The run whose result is meant, if a run folder was given."""
     known: Config | None
     """Settings that say how this model is used: those of its run, or of a preset for it."""
+    adapter_of: str = ""
+    """The model that `name`, a folder with an adapter alone, goes on top of; empty: `name` is a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ def read_drawing(found: argparse.Namespace, *, seed: int | None) -> Drawing:
         raise ConfigError("--base has nothing to do: give it a share of the steps with --tuned-fraction 0.8")
     if known is None and (found.height is None or found.width is None or found.steps is None):
         raise ConfigError(f"nothing is known about the model {source.name}: give --height, --width and --steps")
-    path = source.name if source.run is None or known is None else known.model.path
+    path = source.adapter_of or (source.name if source.run is None or known is None else known.model.path)
     model = known.model if known else ModelConfig(path=path, height=found.height, width=found.width)
     changes = {name: vars(found)[name] for name in _MODEL_ARGUMENTS} | {"path": path}
     return Drawing(
@@ -145,10 +148,19 @@ def find_source(name: str) -> Source:
     folder = Path(name).expanduser()
     if (folder / "resolved.json").is_file():
         return Source(name, folder, load_config(folder / "resolved.json"))
+    exported = read_exported(folder)
+    if exported is not None and exported.is_adapter:
+        of_run = folder.parent / "resolved.json"
+        known = load_config(of_run) if of_run.is_file() else _preset_for(exported.base)
+        return Source(name, None, known, adapter_of=exported.base)
     if (folder.parent / "resolved.json").is_file() and (folder / "model_index.json").is_file():
         return Source(name, None, load_config(folder.parent / "resolved.json"))
+    return Source(name, None, _preset_for(name))
+
+
+def _preset_for(model: str) -> Config | None:
     presets = (load_config(preset) for preset in model_names())
-    return Source(name, None, next((preset for preset in presets if preset.model.path == name), None))
+    return next((preset for preset in presets if preset.model.path == model), None)
 
 
 def tell_left_out(prompts: "PromptList") -> None:
@@ -199,7 +211,10 @@ def load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
     base = None if drawing.base is None else load_model(drawing.base, **options)
     run, known = drawing.source.run, drawing.source.known
     if run is None or known is None:
-        return load_model(drawing.model.path, **options), base
+        model = load_model(drawing.model.path, **options)
+        if drawing.source.adapter_of:
+            model.load_lora(Path(drawing.source.name).expanduser())
+        return model, base
     return load_run_model(run, drawing.which, config=known.model_copy(update={"model": drawing.model})), base
 
 

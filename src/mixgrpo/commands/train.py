@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixgrpo.commands.common import Parser, new_folder, quiet_libraries, run_folder, shell_line
+from mixgrpo.commands.export import tell_export, tell_loading
 from mixgrpo.config.load import load_config
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import ConfigError
@@ -94,7 +95,8 @@ def _say_results(folder: Path) -> None:
     export = folder / "export"
     print(f"  report   {folder / 'report.html'}")
     print(f"  samples  {folder / 'samples'}, from the same noise before and after")
-    print(f"  model    {export}, loaded with diffusers.DiffusionPipeline.from_pretrained({str(export)!r})")
+    tell_export(export)
+    tell_loading(export, str(export))
 
 
 def _announce(config: Config, folder: Path) -> None:

@@ -28,6 +28,13 @@ class FlowModel(Protocol):
 
     lora_targets: tuple[str, ...]
     """Names of the layers that get an adapter unless told otherwise."""
+    source: Path | None
+    """Folder that the model came from."""
+
+    @property
+    def pipeline_class(self) -> str:
+        """Name of the class in diffusers that loads what is saved."""
+        ...
 
     @property
     def transformer(self) -> nn.Module:
@@ -77,6 +84,14 @@ class FlowModel(Protocol):
 
     def save_lora(self, folder: Path) -> None:
         """Write the adapter alone in the form that the pipeline's `load_lora_weights` takes."""
+        ...
+
+    def save_comfyui_lora(self, file: Path) -> str:
+        """Write the adapter alone as ComfyUI reads it; returns why that was not done, or "" if it was."""
+        ...
+
+    def load_lora(self, folder: Path) -> None:
+        """Put an adapter that `save_lora` wrote on top of the model."""
         ...
 
 

@@ -9,13 +9,16 @@ from typing import Any, cast
 import torch
 from diffusers import DiffusionPipeline
 from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.base import Conditioning
+from mixgrpo.models.comfyui import comfyui_tensors, unknown_layers
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.prompt_cache import PromptCache
+from mixgrpo.models.registry import LORA_FILE
 from mixgrpo.models.schedule import pipeline_sigmas
 from mixgrpo.models.vae import Vae
 
@@ -39,6 +42,8 @@ class PipelineModel:
     """Names of the layers that get an adapter unless told otherwise."""
     float32_parts: tuple[str, ...] = ()
     """Parts of the pipeline that are loaded in float32 whatever the others are."""
+    comfyui_layers: str = ""
+    """Pattern of the layers that ComfyUI reads an adapter for; empty: it is not known which."""
 
     latent_shape: tuple[int, ...]
     """Shape of one sample's latent, as `velocity` takes it."""
@@ -96,6 +101,11 @@ class PipelineModel:
     def unpack(self, x: Tensor) -> Tensor:
         """Undo `pack`."""
         raise NotImplementedError
+
+    @property
+    def pipeline_class(self) -> str:
+        """Name of the class in diffusers that loads what is saved."""
+        return type(self.pipeline).__name__
 
     @property
     def transformer(self) -> nn.Module:
@@ -274,3 +284,30 @@ class PipelineModel:
             transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
             safe_serialization=True,
         )
+
+    def save_comfyui_lora(self, file: Path) -> str:
+        """Write the adapter alone as the file that ComfyUI reads, if ComfyUI has a name for each of its layers.
+
+        Returns:
+            Why it was not written; empty if it was.
+        """
+        if not self.comfyui_layers:
+            return "it is not known what ComfyUI calls the layers of this family"
+        transformer = cast(Any, self.transformer)
+        weights = cast("dict[str, Tensor]", get_peft_model_state_dict(transformer))
+        if unknown := unknown_layers(weights, self.comfyui_layers):
+            return f"ComfyUI has no name for {len(unknown)} of the trained layers, such as {unknown[0]}"
+        save_file(comfyui_tensors(weights, alpha=transformer.peft_config["default"].lora_alpha), file)
+        return ""
+
+    def load_lora(self, folder: Path) -> None:
+        """Put the adapter that `save_lora` wrote on top of the model.
+
+        Raises:
+            ModelError: if it cannot be read, or is of another model.
+        """
+        try:
+            self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"the adapter in {folder} cannot be loaded: {error}") from error
+        self.transformer.requires_grad_(False)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from mixgrpo.models.pipeline import PipelineModel
 
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""Where diffusers looks for an adapter in a folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Models of one pipeline class."""
@@ -76,6 +80,11 @@ def find_folder(path: str) -> Path:
     """
     folder = bundled_folder(path) if path in BUNDLED else Path(path)
     file = folder / "model_index.json"
+    if (folder / LORA_FILE).is_file() and not file.is_file():
+        raise ModelError(
+            f"model {str(folder)!r} is an adapter alone, which sample, evaluate and edit take; where a whole model is "
+            f"needed, merge it first: mixgrpo export RUN --merge"
+        )
     if not file.is_file():
         raise ModelError(
             f"model {str(folder)!r} is neither a bundled model ({', '.join(BUNDLED)}), nor a diffusers folder "

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from mixgrpo.report.exported import loading_code
 from mixgrpo.report.read import Run
 from mixgrpo.report.summary import Summary, estimate
 from mixgrpo.report.text import change, duration, is_share, moment, value
@@ -80,14 +81,9 @@ def _commands(run: Run) -> str:
         )
     )
     commands.append(("Write this page anew", f"mixgrpo report {folder}"))
-    if run.is_exported:
-        export = json.dumps(str(run.path / "export"))
-        commands.append(
-            (
-                "Load the result with diffusers",
-                f"pipeline = diffusers.DiffusionPipeline.from_pretrained({export})",
-            )
-        )
+    if run.export is not None:
+        code = loading_code(run.export, str(run.path / "export"), prompt=run.prompts[0] if run.prompts else "a prompt")
+        commands.append(("Draw with the result", "\n".join(code)))
     items = "".join(f"<dt>{escape(title)}</dt><dd><code>{escape(text)}</code></dd>" for title, text in commands)
     return f'<dl class="commands">{items}</dl>'
 

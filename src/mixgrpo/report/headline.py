@@ -40,14 +40,15 @@ def _lede(run: Run) -> str:
     parts.append(_length(run))
     if run.sessions:
         parts.append(f'begun <span class="whole">{moment(run.sessions[0].start)}</span>')
-    return f"{who}{what} with {_method(run)}: {', '.join(part for part in parts if part)}."
+    return f"{who}{what} with {method_name(run)}: {', '.join(part for part in parts if part)}."
 
 
 _METHODS = {"neighbor": "Neighbor GRPO", "nft": "DiffusionNFT", "awm": "AWM"}
 """What a loss that is not GRPO's is called."""
 
 
-def _method(run: Run) -> str:
+def method_name(run: Run) -> str:
+    """Return what the method is called that the settings look like."""
     flash, loss = run.setting("rollout.tail_ratio"), run.setting("loss.type")
     if isinstance(loss, str) and loss in _METHODS:
         return _METHODS[loss]

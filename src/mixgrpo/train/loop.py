@@ -127,9 +127,7 @@ class Trainer:
                 self.end(f"stopped: {error}")
                 raise
             self.sinks.progress("exporting", 0, 1)
-            # Adapters are merged into whole weights, which a quantised policy does not have.
-            whole = self.config.model.quantize == "off"
-            export_run(self.run, self.run / "export", policy=self.policy if whole else None)
+            export_run(self.run, self.run / "export", policy=self.policy)
             return self.end("finished")
 
     def begin(self) -> None:
