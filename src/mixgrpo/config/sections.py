@@ -332,6 +332,11 @@ class EvalConfig(Section):
     """Prompts whose image is kept at every evaluation, from the same noise."""
     training_sampler: bool = False
     """Draw and score the held-out prompts a second time, the way training draws them, and report both and the gap."""
+    diversity_prompts: Count = 8
+    """Of this many held-out prompts, from the first on, draw several images and record how much they differ
+    (docs/rewards.md). 0: off."""
+    diversity_samples: int = Field(default=4, ge=2)
+    """Images for each of these prompts."""
     best: str = ""
     """Reward whose held-out mean decides which checkpoint is best. Empty: the weighted sum of all rewards."""
 

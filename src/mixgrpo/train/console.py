@@ -21,6 +21,7 @@ _UNITS = {
     "updating": "micro-batches",
     "evaluating": "images",
     "training sampler": "images",
+    "diversity": "images",
 }
 _RECENT = 10
 """Iterations that the time left is estimated from."""
@@ -189,6 +190,8 @@ def _heldout(evals: Sequence[Mapping[str, Any]], name: str) -> str:
 
 def _eval_line(row: Mapping[str, Any]) -> str:
     figures = "  ".join(f"{name} {_figure(value)}" for name, value in (row["rewards"] | row["details"]).items())
+    if "diversity" in row:
+        figures += f"  diversity {_figure(row['diversity'])}"
     best = "  best so far" if row.get("best") else ""
     return f"evaluation after {row['iteration']} iterations  {figures}  {row['seconds']:.1f} s{best}"
 
