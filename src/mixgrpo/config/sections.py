@@ -351,7 +351,7 @@ class CheckpointConfig(Section):
 
 
 class GuardConfig(Section):
-    """When a run stops by itself."""
+    """When a run stops by itself, and when it raises an alarm."""
 
     max_failed_rewards: Fraction = 0.5
     """Stop when more than this share of an iteration's samples could not be scored by one reward."""
@@ -359,3 +359,6 @@ class GuardConfig(Section):
     """Stop after this many updates in a row with a non-finite loss or gradient."""
     max_reward_drop: Fraction = 0.4
     """Stop when a trained reward's mean over ten iterations is this share below that of the first ten."""
+    min_diversity: Fraction = 0.5
+    """Raise an alarm, and go on, when the diversity of a prompt's images falls below this share of what it was before
+    training. 0: never."""

@@ -7,17 +7,20 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from mixgrpo.report.alarms import history
 from mixgrpo.report.read import Run
 from mixgrpo.report.summary import Summary, estimate
 from mixgrpo.report.text import change, duration, is_share, moment, value
 
 
-def evaluation_table(summary: Summary) -> str:
-    """Return every evaluation in figures, folded away."""
+def evaluation_table(run: Run, summary: Summary) -> str:
+    """Return every evaluation in figures, and what alarm held after it, folded away."""
     if not summary.evals:
         return ""
     names = [figure.name for figure in summary.figures]
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    measured = any(math.isfinite(row.diversity) for row in summary.evals)
+    head = "".join(f"<th>{escape(name)}</th>" for name in [*names, *(["diversity"] if measured else [])])
+    told = {iteration: found for iteration, found in history(run) if found}
     rows: list[str] = []
     for row in summary.evals:
         cells = ""
@@ -25,7 +28,9 @@ def evaluation_table(summary: Summary) -> str:
             share, figure = is_share(name), estimate(row, name)
             error = change(figure.error, share=share).removeprefix("+").removesuffix(" points")
             cells += f"<td>{value(figure.mean, share=share)}<small> ± {error}</small></td>"
+        cells += f"<td>{value(row.diversity)}</td>" if measured else ""
         mark = " <small>best</small>" if row is summary.best else ""
+        mark += " <small>alarm</small>" if row.iteration in told else ""
         rows.append(
             f"<tr><th>{row.iteration}{mark}</th><td>{duration(row.elapsed)}</td><td>{escape(row.weights)}</td>{cells}</tr>"
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import NamedTuple
 
+from mixgrpo.report.alarms import watch_of_run
 from mixgrpo.report.axes import smooth
 from mixgrpo.report.charts import Chart, Series, line_chart
 from mixgrpo.report.read import Run
@@ -125,6 +126,30 @@ def _reward_panel(run: Run, summary: Summary, name: str) -> str:
 
 def _train_value(row: TrainRow, name: str) -> float:
     return row.rewards[name].mean if name in row.rewards else row.details.get(name, math.nan)
+
+
+def diversity_panels(run: Run) -> list[str]:
+    """Return the panel on how much the images of a prompt differ; nothing where that was not measured."""
+    rows = [row for row in run.evals if math.isfinite(row.diversity)]
+    if not rows:
+        return []
+    watch = watch_of_run(run)
+
+    def draw(clock: Clock) -> Chart:
+        points = [(clock.of(row), row.diversity) for row in rows]
+        return Chart(
+            title="Diversity",
+            x_label=clock.label,
+            y_label="mean distance",
+            series=[Series(name="held-out", points=points, color=HELD_OUT, style="marked", in_legend=False)],
+            x_range=(0.0, clock.end),
+            whole_x=clock.whole,
+            levels={"alarm below": watch.min_diversity * rows[0].diversity} if watch.min_diversity else {},
+            from_zero=True,
+        )
+
+    words = "How much two images of one held-out prompt differ, drawn from independent noises (0: not at all, 1: all)."
+    return [panel(run, words, draw)]
 
 
 def curve(points: Sequence[tuple[float, float]], name: str, color: int) -> list[Series]:

@@ -63,6 +63,8 @@ class EvalRow:
     training_errors: Mapping[str, float]
     failed: Mapping[str, float]
     """Pictures that a reward could not score."""
+    diversity: float
+    """How much the images of a prompt differ; NaN where it was not measured."""
     num_prompts: int
     """How many prompts; 0 when the row does not say."""
     best: bool
@@ -236,6 +238,7 @@ def eval_row(row: JsonRow, elapsed: float) -> EvalRow:
         training_figures={**training.row("rewards").numbers(), **training.row("details").numbers()},
         training_errors=training.row("standard_errors").numbers(),
         failed=row.row("failed").numbers(),
+        diversity=row.number("diversity", math.nan),
         num_prompts=row.integer("num_prompts", 0),
         best=row.flag("best"),
     )
