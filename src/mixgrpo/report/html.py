@@ -3,7 +3,7 @@
 from html import escape
 from pathlib import Path
 
-from mixgrpo.report.appendix import evaluation_table, sampler_table, settings_section
+from mixgrpo.report.appendix import evaluation_table, reward_table, sampler_table, settings_section
 from mixgrpo.report.cost import cost_panels
 from mixgrpo.report.curves import constants, diversity_panels, optimiser_panels, reward_panels, smoothing_width
 from mixgrpo.report.gallery import gallery_section
@@ -59,9 +59,8 @@ def _curves(run: Run, summary: Summary) -> str:
     width = smoothing_width(len(run.train))
     lines = f'<p class="quiet">Bold: mean of {width} iterations; faint: each iteration.</p>' if width > 1 else ""
     below = f'<h3 class="part">The update</h3>{lines}{panel_grid(optimiser)}' if optimiser else ""
-    return (
-        words + panel_grid(rewards) + evaluation_table(run, summary) + sampler_table(summary) + below + constants(run)
-    )
+    tables = evaluation_table(run, summary) + sampler_table(summary) + reward_table(run)
+    return words + panel_grid(rewards) + tables + below + constants(run)
 
 
 def _clock_toggle() -> str:

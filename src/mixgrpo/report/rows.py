@@ -21,6 +21,8 @@ class RewardStats:
     """Spread over all samples."""
     group_std: float
     """Mean over the groups of the spread within a group, which is what the advantages are made of."""
+    advantage_share: float
+    """Share of the advantages that the reward makes (`advantage_shares`); NaN where there were none, or unknown."""
     failed: int
 
 
@@ -220,6 +222,7 @@ def _reward_stats(row: JsonRow) -> RewardStats:
         mean=row.number("mean"),
         std=row.number("std", math.nan),
         group_std=row.number("group_std", math.nan),
+        advantage_share=row.number("advantage_share", math.nan),
         failed=row.integer("failed", 0),
     )
 

@@ -24,7 +24,7 @@ from mixgrpo.flow.rollout import Kernel
 from mixgrpo.report import write_report
 from mixgrpo.rewards import make_reward
 from mixgrpo.rewards.scorer import Scorer
-from mixgrpo.rl.advantages import group_advantages, quasi_norm
+from mixgrpo.rl.advantages import advantage_shares, group_advantages, quasi_norm
 from mixgrpo.rl.window import trained_steps
 from mixgrpo.train.checkpoint import load_checkpoint, save_checkpoint
 from mixgrpo.train.clock import Clock, Interrupted, StopRequest
@@ -36,7 +36,7 @@ from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
 from mixgrpo.train.objective import make_objective
 from mixgrpo.train.prompts import encode_ahead
 from mixgrpo.train.samples import SampleSheet
-from mixgrpo.train.scores import Means, group_spread, heldout_figures, spread, summarise
+from mixgrpo.train.scores import Means, heldout_figures, reward_rows, summarise
 from mixgrpo.train.settings import make_plan, make_window
 from mixgrpo.train.state import RunState
 from mixgrpo.train.step import Experience, make_kernel, sample_and_score
@@ -319,15 +319,20 @@ class Trainer:
         """Return the advantages [P, G] of the scores [P, G] by reward."""
         settings = self.config.advantages
         advantages = group_advantages(
-            scores,
-            weights={reward.name: reward.weight for reward in self.config.rewards if not reward.evaluation_only},
-            mix=settings.mix,
-            clip=settings.clip,
-            std=settings.std,
+            scores, weights=self._weights, mix=settings.mix, clip=settings.clip, std=settings.std
         )
         if settings.quasi_norm:
             advantages = quasi_norm(advantages, power=settings.quasi_norm)
         return advantages.to(self.policy.model.device)
+
+    def _shares(self, scores: dict[str, Tensor]) -> dict[str, float]:
+        """Return which share of the advantages each reward makes."""
+        settings = self.config.advantages
+        return advantage_shares(scores, weights=self._weights, mix=settings.mix, std=settings.std)
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {reward.name: reward.weight for reward in self.config.rewards if not reward.evaluation_only}
 
     def _judge(self, means: Means) -> float:
         """Return the held-out figure that decides which weights are best."""
@@ -357,15 +362,7 @@ class Trainer:
                 "seconds": seconds,
                 "window": [window.start, window.stop],
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "rewards": {
-                    name: {
-                        "mean": means.rewards[name],
-                        "std": spread(values.flatten()),
-                        "group_std": group_spread(values),
-                        "failed": means.failed[name],
-                    }
-                    for name, values in scores.items()
-                },
+                "rewards": reward_rows(scores, means, self._shares(scores)),
                 "details": means.details,
                 **report.metrics,
                 "grad_norm": report.grad_norm,

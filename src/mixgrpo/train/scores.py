@@ -61,6 +61,26 @@ def heldout_figures(means: Means) -> dict[str, dict[str, float]]:
     return {"rewards": means.rewards, "details": means.details, "standard_errors": means.standard_errors}
 
 
+def reward_rows(
+    scores: Mapping[str, Tensor], means: Means, shares: Mapping[str, float]
+) -> dict[str, dict[str, float | int | None]]:
+    """Return what the row of an iteration says of each reward.
+
+    That is mean and spread of its scores [P, G], the spread within groups, its share of the advantages (None where
+    there were none), and how many samples it could not score.
+    """
+    return {
+        name: {
+            "mean": means.rewards[name],
+            "std": spread(values.flatten()),
+            "group_std": group_spread(values),
+            "advantage_share": shares.get(name),
+            "failed": means.failed[name],
+        }
+        for name, values in scores.items()
+    }
+
+
 def spread(values: Tensor) -> float | None:
     """Return the standard deviation of those values that are finite; None if none is."""
     scored = values[torch.isfinite(values)]
