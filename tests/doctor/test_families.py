@@ -10,7 +10,6 @@ from mixgrpo.doctor.sampling import check_sampling, draw_both_ways
 from tests.models.families import TINY, save
 from tests.models.test_parity import load
 
-
 _OTHER_SOLVER = [name for name in TINY if name.startswith("wan")]
 
 

@@ -182,16 +182,25 @@ def tell_cut(model: "FlowModel", prompts: Sequence[str], limit: int) -> None:
 
 def draw(drawing: Drawing, prompts: Sequence[str]) -> "Iterator[tuple[range, Tensor]]":
     """Load the models and return what draws one image or clip per prompt, batch by batch: (indices, images)."""
-    model, base = load_models(drawing)
-    tell_cut(model, prompts, drawing.model.max_sequence_length)
+    models = load_models(drawing)
+    tell_cut(models[0], prompts, drawing.model.max_sequence_length)
+    return draw_with(models, drawing, prompts)
+
+
+def draw_with(
+    models: "tuple[FlowModel, FlowModel | None]", drawing: Drawing, prompts: Sequence[str], *, stream: int = 0
+) -> "Iterator[tuple[range, Tensor]]":
+    """Return what draws one image or clip per prompt with loaded `models`, batch by batch: (indices, images)."""
     from mixgrpo.train.inference import draw_batches
 
+    model, base = models
     return draw_batches(
         model,
         prompts,
         plan=ode_plan(drawing.num_steps, drawing.shift),
         seed=drawing.seed,
         batch=drawing.batch,
+        stream=stream,
         base=base,
         tuned_fraction=drawing.tuned_fraction,
     )

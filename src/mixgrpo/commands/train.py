@@ -78,10 +78,15 @@ def _resume(text: str, others: Sequence[str]) -> int:
 
 def _train(config: Config, folder: Path, *, resume: bool) -> int:
     quiet_libraries()
+    from mixgrpo.report.alarms import standing_of
+    from mixgrpo.report.read import read_run
     from mixgrpo.train.console import ConsoleSink
     from mixgrpo.train.loop import train
 
-    outcome = train(config, folder, resume=resume, sinks=[ConsoleSink(config)])
+    # a run that was killed while it started has no rows
+    has_rows = resume and (folder / "metrics.jsonl").is_file()
+    earlier = [standing_of(row) for row in read_run(folder).evals] if has_rows else []
+    outcome = train(config, folder, resume=resume, sinks=[ConsoleSink(config, earlier=earlier)])
     if outcome.reason == "interrupted":
         print(f"\nInterrupted after {outcome.iteration} of {config.iterations} iterations; saved. Go on with:")
         print(f"  {shell_line('train', '--resume', folder)}")

@@ -336,6 +336,11 @@ class EvalConfig(Section):
     """Prompts whose image is kept at every evaluation, from the same noise."""
     training_sampler: bool = False
     """Draw and score the held-out prompts a second time, the way training draws them, and report both and the gap."""
+    diversity_prompts: Count = 8
+    """Of this many held-out prompts, from the first on, draw several images and record how much they differ
+    (docs/rewards.md). 0: off."""
+    diversity_samples: int = Field(default=4, ge=2)
+    """Images for each of these prompts."""
     best: str = ""
     """Reward whose held-out mean decides which checkpoint is best. Empty: the weighted sum of all rewards."""
 
@@ -350,7 +355,7 @@ class CheckpointConfig(Section):
 
 
 class GuardConfig(Section):
-    """When a run stops by itself."""
+    """When a run stops by itself, and when it raises an alarm."""
 
     max_failed_rewards: Fraction = 0.5
     """Stop when more than this share of an iteration's samples could not be scored by one reward."""
@@ -358,3 +363,6 @@ class GuardConfig(Section):
     """Stop after this many updates in a row with a non-finite loss or gradient."""
     max_reward_drop: Fraction = 0.4
     """Stop when a trained reward's mean over ten iterations is this share below that of the first ten."""
+    min_diversity: Fraction = 0.5
+    """Raise an alarm, and go on, when the diversity of a prompt's images falls below this share of what it was before
+    training. 0: never."""

@@ -93,8 +93,8 @@ def status(run: Run) -> tuple[str, str]:
     return "bad", f"Stopped by itself {when}. {end.why}"
 
 
-def headline_section(run: Run, summary: Summary, alarms: int) -> str:
-    """Return the held-out figures before and after."""
+def headline_section(run: Run, summary: Summary, alarms: int, warnings: str = "") -> str:
+    """Return the held-out figures before and after, below `warnings` about them."""
     if not summary.figures:
         content = '<p class="empty-note">No evaluation on held-out prompts yet.</p>'
     else:
@@ -103,7 +103,7 @@ def headline_section(run: Run, summary: Summary, alarms: int) -> str:
     alarm = ""
     if alarms:
         alarm = f'<p class="alarm"><a href="#health">{count(alarms, "alarm")} under Health</a></p>'
-    return f'<section id="headline"><h2>Held-out prompts, before and after</h2>{alarm}{content}</section>'
+    return f'<section id="headline"><h2>Held-out prompts, before and after</h2>{warnings}{alarm}{content}</section>'
 
 
 def _card(figure: Figure, summary: Summary) -> str:
