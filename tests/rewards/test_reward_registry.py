@@ -82,7 +82,7 @@ def test_a_factory_may_return_a_plain_function():
         (
             "ocrr",
             {},
-            r"no reward 'ocrr'. Did you mean 'ocr'\? Built in are: aesthetic, brightness, clip_score, colors, .*jpeg, ocr",
+            r"no reward 'ocrr'. Did you mean 'ocr'\? Built in are: aesthetic, brightness, .*jpeg, ocr",
         ),
         ("beauty", {}, r"no reward 'beauty'. Built in are: .*package\.module:factory"),
         ("no_such_module:factory", {}, "'no_such_module' cannot be imported"),

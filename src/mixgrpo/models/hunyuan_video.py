@@ -24,6 +24,7 @@ class HunyuanVideoModel(PipelineModel):
     """A `HunyuanVideoPipeline`: x is [B, channels, (F - 1) / 4 + 1, height / f, width / f], f the VAE's factor."""
 
     text_encoders = ("text_encoder", "text_encoder_2")
+    tokenizer = "tokenizer"
     lora_targets = (
         "attn.to_q",
         "attn.to_k",

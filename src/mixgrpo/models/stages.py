@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class TwoStageTransformer(nn.Module, PeftAdapterMixin):
-    """`transformer` for sigma at or above the boundary, `transformer_2` below it.
+    """`transformer` while sigma is at or above the boundary, `transformer_2` below it.
 
     Weights, adapters included, are called `transformer.*` and `transformer_2.*`, as the pipeline calls its parts.
     """

@@ -33,6 +33,7 @@ class WanModel(PipelineModel):
     """A `WanPipeline`: x is [B, channels, (F - 1) / 4 + 1, height / f, width / f], f the VAE's factor."""
 
     text_encoders = ("text_encoder",)
+    tokenizer = "tokenizer"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     float32_parts = ("vae",)  # as Wan's own pages load it
 
