@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tiny"]
+pytest_plugins = ["tiny", "clip_folders"]
 
 settings.register_profile(
     "mixgrpo",

@@ -17,7 +17,7 @@ COMMANDS = {
     "edit": "change an image: another prompt, or what a mask leaves free",
     "evaluate": "draw images and score them with rewards",
     "report": "write a run's report.html again",
-    "export": "write a run's result as a diffusers folder",
+    "export": "write a run's result for diffusers, and upload it",
     "presets": "list the presets, or print one",
     "serve-reward": "serve rewards over HTTP to runs elsewhere",
 }

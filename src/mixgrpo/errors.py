@@ -38,3 +38,7 @@ class TrainingError(MixGRPOError, RuntimeError):
 
 class CheckpointError(MixGRPOError, ValueError):
     """A checkpoint or a run folder is missing, incomplete or does not fit the settings."""
+
+
+class HubError(MixGRPOError, OSError):
+    """Something cannot be uploaded to the hub."""

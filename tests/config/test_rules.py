@@ -12,6 +12,7 @@ ODE = {"kernel": "ode", "noise_spread": 0.3}
 NEIGHBOR = {"type": "neighbor", "micro_batch": 8, "anchors": 4}
 NFT = {"type": "nft", "micro_batch": 8}
 AWM = {"type": "awm", "micro_batch": 8}
+JUDGED = [{"name": "brightness"}, {"name": "jpeg", "weight": 0.0, "evaluation_only": True}]
 ALL_STEPS = {"type": "all"}
 
 
@@ -102,6 +103,16 @@ RULES: dict[str, tuple[dict[str, Any], list[str], dict[str, Any]]] = {
         settings(advantages={"extremes": 4}),
         ["advantages.extremes (4)", "at most half of rollout.group_size, 3"],
         settings(advantages={"extremes": 3}),
+    ),
+    "a threshold that no advantage passes": (
+        settings(advantages={"threshold": 2.0, "clip": 2.0}),
+        ["advantages.threshold (2)", "below advantages.clip (2)"],
+        settings(advantages={"threshold": 1.99, "clip": 2.0}),
+    ),
+    "a judge that picks the checkpoint": (
+        settings(rewards=JUDGED, eval={"best": "jpeg"}),
+        ["eval.best is 'jpeg'", "evaluation_only", "no independent one"],
+        settings(rewards=JUDGED, eval={"best": "brightness"}),
     ),
     "too strong a rotation": (
         settings(rollout={"kernel": "cps", "eta": 1.01}),

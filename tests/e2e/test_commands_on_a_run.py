@@ -71,6 +71,7 @@ def test_a_run_of_two_iterations_from_start_to_hybrid_pictures(
     assert main(["evaluate", str(run), "--rewards", "brightness", "--json", *small]) == 0
     found = json.loads(capsys.readouterr().out)
     assert 0.0 < found["rewards"]["brightness"] < 1.0
+    assert 0.0 < found["diversity"] < 1.0
 
     assert main(["export", str(run), "--output", str(tmp_path / "last"), "--which", "last"]) == 0
     (run / "report.html").unlink()

@@ -1,4 +1,7 @@
-"""Random-weight pipelines of the real classes of every family, small enough for a test, saved as a user's folder is."""
+"""Random-weight pipelines of the real classes of every family, small enough for a test, saved as a user's folder is.
+
+Those that draw clips are in `clips.py`.
+"""
 
 import json
 from collections.abc import Callable
@@ -36,6 +39,7 @@ from transformers import (
 )
 
 from mixgrpo.nano.text import clip_vocabulary
+from tests.models import clips
 from tests.models.chat import chat_tokenizer, mistral3, qwen3, qwen3_writer, qwen_vl
 
 
@@ -55,6 +59,18 @@ def negative_texts(pipeline: Any, texts: list[str], length: int) -> dict[str, An
 def negative_embeddings(pipeline: Any, texts: list[str], length: int) -> dict[str, Any]:
     """FLUX.2 klein's pipeline takes what leads away from only as it is encoded."""
     return {"negative_prompt_embeds": pipeline.encode_prompt(texts, max_sequence_length=length)[0]}
+
+
+def images(output: Any) -> Tensor:
+    return output.images
+
+
+def as_shipped(pipeline: Any, num_steps: int) -> None:
+    del pipeline, num_steps
+
+
+def load_lora(pipeline: Any, folder: Path) -> None:
+    pipeline.load_lora_weights(folder)
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,16 @@ class Tiny:
     """Layers whose output the transformer throws away, so that no gradient reaches them."""
     latents: Callable[[Tensor, int, int], Tensor] = same
     """Turns our latents of pictures of so many pixels into those that the pipeline's call takes."""
+    sides: int = 4
+    """What height and width must be multiples of."""
+    num_frames: int = 1
+    """Frames that it draws."""
+    drawn: Callable[[Any], Tensor] = images
+    """Takes the images or clips out of what the pipeline's call returns."""
+    schedule: Callable[[Any, int], None] = as_shipped
+    """Gives the pipeline the Euler scheduler that takes the steps of its own, whose times it does not change."""
+    load_lora: Callable[[Any, Path], None] = load_lora
+    """Loads what `save_lora` wrote into the pipeline."""
 
 
 def shake(pipeline: Any) -> Any:
@@ -292,6 +318,21 @@ def z_image() -> ZImagePipeline:
     )
 
 
+def clip_family(make: Callable[[], Any], *, frames: int, sides: int = 16, euler: bool = True, **settings: Any) -> Tiny:
+    """Return a family that draws clips; settings are fields of `Tiny`, and options that the pipeline calls the same."""
+    own = {name: settings.pop(name) for name in ("calls", "unread", "load_lora") if name in settings}
+    return Tiny(
+        make,
+        options={"num_frames": frames, **settings},
+        call={"num_frames": frames, **settings},
+        sides=sides,
+        num_frames=frames,
+        drawn=clips.frames,
+        schedule=clips.euler if euler else as_shipped,
+        **own,
+    )
+
+
 _SD3_UNREAD = ("transformer_blocks.1.attn.add_q_proj",)
 _QWEN_UNREAD = tuple(f"transformer_blocks.1.{name}" for name in ("attn.add_q_proj", "attn.to_add_out", "txt_mlp"))
 """The last block drops its text."""
@@ -337,6 +378,26 @@ TINY: dict[str, Tiny] = {
         size=(40, 48),
         options={"guidance_scale": 0.8, "negative_prompt": "blurry"},  # as strong as 1.8 elsewhere
         call={"guidance_scale": 0.8},
+    ),
+    "wan2.1": clip_family(lambda: shake(clips.wan()), frames=5, calls=2, guidance_scale=4.0, negative_prompt="blurry"),
+    "wan2.1-one-frame": clip_family(lambda: shake(clips.wan()), frames=1, guidance_scale=1.0),
+    "wan2.2-a14b": clip_family(
+        lambda: shake(clips.wan(boundary=0.8)),
+        frames=5,
+        calls=2,
+        unread=("transformer.blocks",),
+        load_lora=clips.load_both_loras,
+        guidance_scale=4.0,
+        guidance_scale_2=2.0,
+    ),
+    "wan2.2-ti2v-5b": clip_family(
+        lambda: shake(clips.wan(patched=True)), frames=5, calls=2, sides=32, guidance_scale=3.0
+    ),
+    "hunyuanvideo": clip_family(
+        lambda: shake(clips.hunyuan_video(clip(8), clip_tokenizer())), frames=5, euler=False, guidance_scale=6.0
+    ),
+    "hunyuanvideo-one-frame": clip_family(
+        lambda: shake(clips.hunyuan_video(clip(8), clip_tokenizer())), frames=1, euler=False, guidance_scale=6.0
     ),
 }
 

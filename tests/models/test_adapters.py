@@ -62,39 +62,47 @@ def test_every_lora_target_is_there_and_the_adapter_loads_into_the_pipeline(
     assert (drawn - before).abs().max() > 1e-3
     model.save_lora(tmp_path)
     pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.load_lora_weights(tmp_path)
+    TINY[name].load_lora(pipeline, tmp_path)
     expected = draw_with_diffusers(name, pipeline, model, PROMPTS[:1])
     torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
 
 
 def test_an_image_comes_back_as_the_vae_makes_it(family: tuple[str, Path]) -> None:
-    model = load(*family)
+    model = load(*family, num_frames=1)
     height, width = model.options.height, model.options.width
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(2))
     latents = model.encode_image(images)
     assert latents.shape == (2, *model.latent_shape)
     module, pixels = model.pipeline.vae, images * 2 - 1
-    frames = pixels.unsqueeze(2) if TINY[family[0]].frames else pixels
-    drawn = module.decode(module.encode(frames).latent_dist.mode()).sample.reshape(images.shape)
-    expected = drawn / 2 + 0.5
+    of_videos = TINY[family[0]].frames or len(model.latent_shape) == 4
+    drawn = module.decode(module.encode(pixels.unsqueeze(2) if of_videos else pixels).latent_dist.mode()).sample
+    expected = drawn.reshape(images.shape) / 2 + 0.5
     torch.testing.assert_close(model.decode(latents), expected.clamp(0, 1), rtol=0, atol=1e-5)
 
 
 def test_a_mask_marks_the_cells_that_draw_its_pixels(family: tuple[str, Path]) -> None:
-    model = load(*family)
+    model = load(*family, num_frames=1)
     height, width = model.options.height, model.options.width
     masks = torch.zeros(1, 1, height, width, dtype=torch.bool)
     masks[..., height // 2, width // 4] = True
     marked = model.encode_mask(masks)
     assert marked.shape == (1, *model.latent_shape)
-    cells = model.unpack(marked.float())[0, 0]
+    cells = model.unpack(marked.float())[0, 0].squeeze(0)
     assert int(cells.sum()) == 1
     assert cells.nonzero().tolist() == [[height // 2 // model.vae.factor, width // 4 // model.vae.factor]]
 
 
 def test_a_side_that_does_not_fit_is_refused_with_the_nearest_ones(family: tuple[str, Path]) -> None:
-    with pytest.raises(ConfigError, match=r"model\.height \(34\) must be a multiple of 4 .*32 or 36"):
+    sides = TINY[family[0]].sides
+    with pytest.raises(ConfigError, match=rf"model\.height \(34\) must be a multiple of {sides} .*32 or {32 + sides}"):
         load(*family, size=(34, 64))
+
+
+def test_a_number_of_frames_that_does_not_fit_is_refused(family: tuple[str, Path]) -> None:
+    model = load(*family, num_frames=1)
+    allowed = r"1 more than a multiple of 4 .*5 or 9" if len(model.latent_shape) == 4 else "1: this model draws images"
+    with pytest.raises(ConfigError, match=rf"model\.num_frames \(7\) must be {allowed}"):
+        load(*family, num_frames=7)
 
 
 def test_a_saved_model_is_the_model(family: tuple[str, Path], tmp_path: Path) -> None:

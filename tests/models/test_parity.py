@@ -48,16 +48,17 @@ def draw(model: PipelineModel, prompts: list[str], num_steps: int = 4) -> Tensor
 
 
 def draw_with_diffusers(
-    name: str, pipeline: Any, model: PipelineModel, prompts: list[str], num_steps: int = 4
+    name: str, pipeline: Any, model: PipelineModel, prompts: list[str], num_steps: int = 4, **call: Any
 ) -> Tensor:
     pipeline.set_progress_bar_config(disable=True)
+    TINY[name].schedule(pipeline, num_steps)
     noise = Noise(5, 0, model.latent_shape)
     latents = torch.stack([noise.initial(index, None) for index in range(len(prompts))])
     tiny, height, width = TINY[name], model.options.height, model.options.width
-    call = dict(tiny.call)
+    arguments = dict(tiny.call)
     if "negative_prompt" in tiny.options:
-        call |= tiny.negative(pipeline, [tiny.options["negative_prompt"]] * len(prompts), LENGTH)
-    return pipeline(
+        arguments |= tiny.negative(pipeline, [tiny.options["negative_prompt"]] * len(prompts), LENGTH)
+    output = pipeline(
         prompt=list(prompts),
         height=height,
         width=width,
@@ -65,8 +66,9 @@ def draw_with_diffusers(
         latents=tiny.latents(latents, height, width),
         max_sequence_length=LENGTH,
         output_type="pt",
-        **call,
-    ).images
+        **(arguments | call),
+    )
+    return tiny.drawn(output)
 
 
 @pytest.mark.parametrize("size", [None, (64, 32), (96, 64)])
@@ -76,6 +78,7 @@ def test_our_loop_draws_what_the_pipeline_draws(family: tuple[str, Path], size: 
     prompts = PROMPTS if size is None else PROMPTS[:1]
     expected = draw_with_diffusers(name, DiffusionPipeline.from_pretrained(folder), model, prompts)
     drawn = draw(model, prompts)
-    assert drawn.shape == (len(prompts), 3, model.options.height, model.options.width)
+    frames = (TINY[name].num_frames,) if TINY[name].num_frames > 1 else ()
+    assert drawn.shape == (len(prompts), *frames, 3, model.options.height, model.options.width)
     assert drawn.std() > 0.02, "a picture of one colour would show nothing"
     torch.testing.assert_close(drawn, expected.float(), rtol=0, atol=1e-4)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parity import reference
 from torch import Tensor
 
-from mixgrpo.rl.advantages import group_advantages
+from mixgrpo.rl.advantages import advantage_shares, group_advantages
 
 Mix = Literal["advantages", "rewards"]
 mixes = pytest.mark.parametrize("mix", ["advantages", "rewards"])
@@ -195,3 +195,59 @@ def test_weights_that_do_not_fit_the_scores_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="weight"):
         group_advantages(tables, weights=weights)
+
+
+ORTHOGONAL = {"ocr": torch.tensor([[1.0, -1.0, 1.0, -1.0]]), "colors": torch.tensor([[1.0, 1.0, -1.0, -1.0]])}
+SCALES = {"ocr": torch.tensor([[0.0, 3.0]]), "colors": torch.tensor([[0.0, 1.0]])}
+OPPOSED = {"ocr": torch.tensor([[0.2, 0.4]]), "colors": torch.tensor([[0.9, 0.8]])}
+
+
+@pytest.mark.parametrize(
+    ("tables", "weights", "mix", "expected"),
+    [
+        # Advantages 1 and 1/2 at right angles: 1 and 1/4 of 5/4.
+        (ORTHOGONAL, (1.0, 0.5), "advantages", (0.8, 0.2)),
+        (ORTHOGONAL, (1.0, 0.5), "rewards", (0.8, 0.2)),
+        # Normalised both are alike; as they are, one is three times as large.
+        (SCALES, (1.0, 1.0), "advantages", (0.5, 0.5)),
+        (SCALES, (1.0, 1.0), "rewards", (0.75, 0.25)),
+        # A is half of what ocr alone would make it.
+        (OPPOSED, (1.0, 0.5), "advantages", (2.0, -1.0)),
+        (OPPOSED, (1.0, 0.0), "advantages", (1.0, 0.0)),
+    ],
+)
+def test_shares_of_known_advantages(
+    tables: dict[str, Tensor], weights: tuple[float, float], mix: Mix, expected: tuple[float, float]
+) -> None:
+    found = advantage_shares(tables, weights=dict(zip(tables, weights, strict=True)), mix=mix)
+    assert list(found.values()) == pytest.approx(list(expected), abs=1e-6)
+
+
+@mixes
+@pytest.mark.parametrize("std", ["group", "batch"])
+@given(score_tables())
+def test_shares_sum_to_one_and_are_projections_on_the_advantage(
+    mix: Mix, std: Literal["group", "batch"], table: tuple[dict[str, Tensor], dict[str, float]]
+) -> None:
+    """With normalised rewards, a reward's part of the advantage is the advantage it gives alone, times its weight."""
+    tables, weights = table
+    whole = group_advantages(tables, weights=weights, mix=mix, std=std, clip=UNCLIPPED).double()
+    found = advantage_shares(tables, weights=weights, mix=mix, std=std)
+    if not whole.any():
+        assert found == {}
+        return
+    assert list(found) == list(tables)
+    assert sum(found.values()) == pytest.approx(1.0, abs=1e-5)
+    assert all(found[name] == 0.0 for name, weight in weights.items() if weight == 0.0)
+    if mix == "advantages":
+        scored = torch.stack([tables[name].isfinite() for name in tables if weights[name]]).all(0)
+        for name, weight in weights.items():
+            masked = torch.where(scored, tables[name], math.nan)
+            if weight:
+                alone = weight * group_advantages({name: masked}, std=std, clip=UNCLIPPED).double()
+                expected = (alone * whole).sum() / whole.square().sum()
+                assert found[name] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_without_any_spread_there_are_no_shares() -> None:
+    assert advantage_shares({"ocr": torch.ones(2, 3), "colors": torch.zeros(2, 3)}) == {}

@@ -253,7 +253,8 @@ class FakeRun:
         (checkpoints / "best.txt").write_text(f"step-{best:06d}\n")
         (checkpoints / "last.txt").write_text(f"step-{self.iterations:06d}\n")
         (folder / "export").mkdir()
-        (folder / "export" / "model_index.json").write_text("{}")
+        marker = {"version": "0.1", "base": "flux-nano", "run": "fake", "step": f"step-{best:06d}"}
+        (folder / "export" / "mixgrpo.json").write_text(json.dumps(marker | {"pipeline": "FluxPipeline"}))
 
 
 def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:

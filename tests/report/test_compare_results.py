@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixgrpo.errors import CheckpointError
+from mixgrpo.report.alarms import ALIKE
 from mixgrpo.report.compare_results import Results, as_json, between, crossing, make_results, spread
 from mixgrpo.report.compare_words import deceivers, judges, level_with_best, verdicts
 from mixgrpo.report.comparison import WEIGHTED_SUM, read_comparison
 from report.fake_comparison import CALLS, SAMPLES, FakeCourse, write_comparison
+from report.fake_run import write_rows
 
 OCR = [{"name": "ocr", "weight": 1.0}]
 BOTH = [{"name": "ocr", "weight": 1.0}, {"name": "colors", "weight": 0.5}]
@@ -301,3 +303,20 @@ def test_images_that_could_not_be_scored_are_told(tmp_path: Path):
     assert read_comparison(folder).remarks == (
         "a, seed 0: in an evaluation ocr could not score 3 images; its mean leaves them out.",
     )
+
+
+def test_images_that_became_alike_in_every_seed_are_an_alarm(tmp_path: Path):
+    write_comparison(tmp_path, {name: [judged(0.7, 0.6), judged(0.7, 0.6)] for name in ("alike", "varied", "once")})
+    last = {"alike": (0.05, 0.09), "varied": (0.2, 0.11), "once": (0.05, 0.2)}
+    for method, seeds in last.items():
+        for seed, diversity in enumerate(seeds):
+            run = tmp_path / method / f"seed-{seed}"
+            settings = json.loads((run / "resolved.json").read_text())
+            (run / "resolved.json").write_text(json.dumps(settings | {"guard": {"min_diversity": 0.5}}))
+            rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            for row in rows:
+                if row["kind"] == "eval":
+                    row["diversity"] = diversity if row["iteration"] else 0.2
+            write_rows(run, rows)
+    told = texts(results_of(tmp_path))[ALIKE]
+    assert told.startswith("alike ended in every seed with images of a prompt that differ far less")

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 
 from mixgrpo.report.health import Level, Note, health_notes
+from mixgrpo.report.html import render
 from mixgrpo.report.read import read_run
 from mixgrpo.report.summary import summarise
 from mixgrpo.report.text import MINUS
@@ -166,3 +168,30 @@ def test_mostly_clipped_ratios_are_an_alarm(make_run: MakeRun):
     run = make_run()
     change_rows(run, "train", lambda row: row.update(clip_fraction=0.9))
     assert "Over the last 10 iterations, 90 % of the ratios" in notes(run)["Most ratios are clipped"].text
+
+
+def test_what_each_of_several_rewards_does_in_training_is_shown(make_run: MakeRun):
+    run = make_run()
+    assert "Share of the advantages" not in render(read_run(run)), "a run from before it was measured"
+
+    def split(row: dict[str, Any]) -> None:
+        share = 0.6 if row["iteration"] < 50 else 0.8
+        for name, part in (("ocr", share), ("colors", 1 - share), ("jpeg", 0.0)):
+            row["rewards"][name]["advantage_share"] = part if row["iteration"] != 55 else None
+        row["rewards"]["ocr"]["failed"] = 12
+
+    change_rows(run, "train", split)
+    page = render(read_run(run))
+    assert "<h3>Share of the advantages</h3>" in page
+    panel = page[page.index("<h3>Share of the advantages</h3>") :].split("</figure>")[0]
+    assert "colors" in panel
+    assert "jpeg" not in panel
+    table = page[page.index("Rewards in training") :].split("</table>")[0]
+    assert "Means over the last 10 iterations" in table
+    rows = [re.findall(r"<t[hd]>([^<]*)</t[hd]>", row) for row in table.split("<tr>")[2:]]
+    # 12 of 10 x 12 samples failed
+    assert [(row[0], row[1], row[-2], row[-1]) for row in rows] == [
+        ("ocr", "1", "80.0 %", "10.0 %"),
+        ("colors", "0.5", "20.0 %", "0.0 %"),
+        ("jpeg", "0", "0.0 %", "0.0 %"),
+    ]

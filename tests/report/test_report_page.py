@@ -120,7 +120,7 @@ def test_only_an_unfinished_run_is_told_how_to_resume(make_run: MakeRun):
     assert "--resume" not in report(finished).section("settings").text
     assert f"mixgrpo train --resume {stopped}" in report(stopped).section("settings").text
     assert f"mixgrpo train {finished / 'resolved.json'}" in report(finished).section("settings").text
-    assert f'from_pretrained("{finished / "export"}")' in report(finished).section("settings").text
+    assert f'FluxPipeline.from_pretrained("{finished / "export"}")' in report(finished).section("settings").text
 
 
 def test_page_loads_nothing_from_anywhere(make_run: MakeRun):

@@ -46,7 +46,7 @@ def working_directory(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-NEED_WEIGHTS = {"geneval", "imagereward"}
+NEED_WEIGHTS = {"aesthetic", "clip_score", "geneval", "hpsv2", "imagereward", "pickscore"}
 """Rewards that cannot be made without files from the hub; their own tests make them from tiny ones."""
 
 
@@ -79,8 +79,12 @@ def test_a_factory_may_return_a_plain_function():
 @pytest.mark.parametrize(
     ("use", "options", "message"),
     [
-        ("ocrr", {}, r"no reward 'ocrr'. Did you mean 'ocr'\? Built in are: brightness, colors, .*jpeg, ocr"),
-        ("aesthetics", {}, r"no reward 'aesthetics'. Built in are: .*package\.module:factory"),
+        (
+            "ocrr",
+            {},
+            r"no reward 'ocrr'. Did you mean 'ocr'\? Built in are: aesthetic, brightness, .*jpeg, ocr",
+        ),
+        ("beauty", {}, r"no reward 'beauty'. Built in are: .*package\.module:factory"),
         ("no_such_module:factory", {}, "'no_such_module' cannot be imported"),
         ("broken_rewards:factory", {}, "'broken_rewards' cannot be imported.*a_package_that_is_not_there"),
         ("garbled_rewards:factory", {}, "'garbled_rewards' cannot be imported"),

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from PIL import Image
+from safetensors.torch import load_file
 
 from mixgrpo.config.schema import Config
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.flow.noise import Noise
 from mixgrpo.flow.plan import ode_plan
 from mixgrpo.models import FlowModel, bundled_folder, load_model
+from mixgrpo.report.exported import loading_code, read_exported
 from mixgrpo.train.export import export_run, load_run_model
 from mixgrpo.train.inference import draw_batches
 from mixgrpo.train.loop import train
@@ -86,34 +89,61 @@ def test_hybrid_inference_takes_the_first_steps_from_one_model_and_the_rest_from
         draw_images(tiny_model, PROMPTS, **OPTIONS, tuned_fraction=0.5)
 
 
-@pytest.mark.parametrize("lora", [{}, {"rank": 2}])
-def test_export_draws_what_the_run_draws_and_diffusers_loads_it(
-    lora: dict[str, object], tmp_path: Path, tiny_folder: Path, make_config: Callable[..., Config]
+def test_an_export_of_all_weights_draws_what_the_run_draws_and_diffusers_loads_it(
+    tmp_path: Path, tiny_folder: Path, make_config: Callable[..., Config]
 ) -> None:
     run = tmp_path / "run"
-    train(make_config(iterations=2, lora=lora, optim={"lr": 1e-2, "ema_decay": 0.3}), run)
+    train(make_config(iterations=2, optim={"lr": 1e-2, "ema_decay": 0.3}), run)
     expected = draw_images(load_run_model(run, "best"), PROMPTS, **OPTIONS)
     model = load_model(str(tiny_folder), height=16, width=32, max_sequence_length=32)
     torch.testing.assert_close(_pipeline_images(run / "export", model, 16, 32, 32), expected, rtol=0, atol=2e-4)
     last = export_run(run, tmp_path / "last", which="last")
     drawn = _pipeline_images(last, model, 16, 32, 32)
     assert not torch.allclose(drawn, draw_images(model, PROMPTS, **OPTIONS), atol=1e-3)
-    if lora:
-        pipeline = FluxPipeline.from_pretrained(tiny_folder)
-        pipeline.load_lora_weights(last / "lora")
-        merged = FluxPipeline.from_pretrained(last)
-        call = {
-            "prompt": PROMPTS,
-            "height": 16,
-            "width": 32,
-            "num_inference_steps": 2,
-            "max_sequence_length": 32,
-        }
-        images = [
-            pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np").images
-            for pipe in (pipeline, merged)
-        ]
-        assert np.abs(images[0] - images[1]).max() < 1e-3
+    with pytest.raises(ConfigError, match="--merge has nothing to do"):
+        export_run(run, tmp_path / "merged", merge=True)
+
+
+def test_an_export_of_a_run_with_lora_is_the_adapter_and_merged_a_whole_pipeline(
+    tmp_path: Path, tiny_folder: Path, make_config: Callable[..., Config]
+) -> None:
+    run = tmp_path / "run"
+    train(make_config(iterations=2, lora={"rank": 2, "alpha": 6}, optim={"lr": 1e-2, "ema_decay": 0.3}), run)
+    model = load_model(str(tiny_folder), height=16, width=32, max_sequence_length=32)
+    untouched = draw_images(model, PROMPTS, **OPTIONS)
+    expected = draw_images(load_run_model(run, "last"), PROMPTS, **OPTIONS)
+    assert (expected - untouched).abs().max() > 1e-3
+    weights = sorted(file.relative_to(run / "export").as_posix() for file in (run / "export").rglob("*.safetensors"))
+    assert weights == ["comfyui_lora.safetensors", "pytorch_lora_weights.safetensors"]
+
+    adapter = export_run(run, tmp_path / "adapter", which="last")
+    model.load_lora(adapter)
+    torch.testing.assert_close(draw_images(model, PROMPTS, **OPTIONS), expected, rtol=0, atol=2e-4)
+    assert not any(parameter.requires_grad for parameter in model.transformer.parameters())
+
+    merged = export_run(run, tmp_path / "merged", which="last", merge=True)
+    torch.testing.assert_close(_pipeline_images(merged, model, 16, 32, 32), expected, rtol=0, atol=2e-4)
+    for name in weights:
+        alone, beside = load_file(adapter / name), load_file(merged / "lora" / name)
+        assert alone.keys() == beside.keys()
+        assert all(torch.equal(alone[key], beside[key]) for key in alone)
+    with pytest.raises(ModelError, match=r"adapter alone.*--merge"):
+        load_model(str(adapter), height=16, width=32)
+
+
+def test_the_python_that_is_shown_loads_the_result(
+    tmp_path: Path, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, lora in (("whole", {}), ("adapter", {"rank": 2})):
+        train(make_config(iterations=1, lora=lora), tmp_path / name)
+        exported = read_exported(tmp_path / name / "export")
+        assert exported is not None
+        assert exported.is_adapter == (name == "adapter")
+        exec("\n".join(loading_code(exported, str(tmp_path / name / "export"))), {})
+        with Image.open("image.png") as image:
+            assert image.size == (32, 16)
+        Path("image.png").unlink()
 
 
 def test_export_does_not_write_over_other_files(tmp_path: Path, make_config: Callable[..., Config]) -> None:

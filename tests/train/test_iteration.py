@@ -1,5 +1,6 @@
 """What an iteration hands to its update: advantages as the settings say, and the steps that were drawn."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,15 @@ def test_advantages_are_those_of_the_settings(
     np.testing.assert_allclose(advantages, expected, rtol=1e-4, atol=1e-5)
     if not power:
         assert advantages.abs().max() == pytest.approx(0.9), "the test must reach the clip"
+    whole = _expected(scores, weights, mix=mix, std=std, clip=1e9, power=0.0)
+    mixed = sum(weights[name] * table for name, table in scores.items())
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[2])
+    for name, table in scores.items():
+        scale = np.asarray(table if mix == "advantages" else mixed)
+        spread = scale.std() if std == "batch" else scale.std(axis=1, keepdims=True)
+        part = weights[name] * (table - table.mean(axis=1, keepdims=True)) / spread
+        share = (part * whole).sum() / (whole**2).sum()
+        assert row["rewards"][name]["advantage_share"] == pytest.approx(share, rel=1e-3, abs=1e-5)
 
 
 def test_updates_are_numbered_through_the_run(

@@ -63,6 +63,13 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def zero_or_more(text: str) -> int:
+    """Read a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
 def seed_number(text: str) -> int:
     """Read a seed: a whole number from 0 to 2^63 - 1."""
     if not text.isdecimal() or int(text) >= 2**63:

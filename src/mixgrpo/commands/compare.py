@@ -26,6 +26,7 @@ from mixgrpo.config.presets import methods, model_names
 from mixgrpo.config.schema import Config
 from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.errors import CheckpointError, ConfigError, MixGRPOError
+from mixgrpo.report.alarms import watch_of_config
 from mixgrpo.report.compare_results import make_results
 from mixgrpo.report.compare_words import verdicts
 from mixgrpo.report.comparison import read_comparison
@@ -261,6 +262,7 @@ def _runners(folder: Path, configs: Mapping[str, Config], terms: Terms) -> dict[
             ended={
                 seed for (name, seed), course in courses.items() if name == method.name and course.state != "running"
             },
+            watch=watch_of_config(configs[method.name]),
         )
         for method in terms.methods
     }

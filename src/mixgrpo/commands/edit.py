@@ -100,6 +100,11 @@ def _read(found: argparse.Namespace) -> tuple[Image.Image, Image.Image | None, D
     if find_source(found.model).known is None:  # then the image says what the size is
         found.width, found.height = found.width or image.width, found.height or image.height
     drawing = read_drawing(found, seed=0)
+    if drawing.model.num_frames > 1:
+        raise ConfigError(
+            f"{drawing.source.name} draws clips of {drawing.model.num_frames} frames, and only single images can be "
+            "edited: give --num-frames 1"
+        )
     width, height = drawing.model.width, drawing.model.height
     if image.size != (width, height):
         raise ConfigError(

@@ -2,25 +2,28 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 from rich import box
 from rich.table import Table
 
-from mixgrpo.commands.common import Parser, at_least_one, terminal
+from mixgrpo.commands.common import Parser, at_least_one, terminal, zero_or_more
 from mixgrpo.commands.models import (
     Drawing,
     add_drawing_arguments,
     add_prompts_arguments,
     check_column,
-    draw,
+    draw_with,
     drawing_progress,
+    load_models,
     read_drawing,
+    tell_cut,
     tell_left_out,
 )
-from mixgrpo.config.sections import RewardConfig
+from mixgrpo.config.sections import EvalConfig, RewardConfig
 from mixgrpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,11 +39,13 @@ def run(args: Sequence[str]) -> int:
     rewards = _read_rewards(found.rewards, drawing)
     count = found.num_prompts or (known.eval.num_prompts if known and not found.prompts else 0)
     prompts = _read_prompts(found, drawing)[: count or None]
-    means = _score(drawing, prompts, rewards)
+    repeated = _read_repeated(found, drawing)
+    means, diversity = _measure(drawing, prompts, rewards, repeated)
     if found.json:
-        print(json.dumps(_as_dict(drawing, prompts, means), indent=2))
+        print(json.dumps(_as_dict(drawing, prompts, means) | diversity, indent=2))
     else:
         _show(means, len(prompts))
+        _show_diversity(diversity, min(repeated[0], len(prompts)), repeated[1])
     return 0
 
 
@@ -58,6 +63,12 @@ def make_parser() -> Parser:
         metavar="NAME",
         nargs="+",
         help="built-in rewards or import paths (default: those of the run)",
+    )
+    parser.add_argument(
+        "--diversity-prompts",
+        metavar="N",
+        type=zero_or_more,
+        help="draw the first N prompts several times and tell how much the images differ (default: as in the run, 8)",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
@@ -93,9 +104,20 @@ def _reward(use: str) -> RewardConfig:
         raise ConfigError(f"{use!r} is neither a built-in reward nor an import path package.module:factory") from None
 
 
-def _score(drawing: Drawing, prompts: Sequence[str], rewards: Sequence[RewardConfig]) -> "Means":
+def _read_repeated(found: Namespace, drawing: Drawing) -> tuple[int, int]:
+    """Return of how many prompts, and how many images of each, the diversity is taken."""
+    known = drawing.source.known
+    settings = known.eval if known else EvalConfig(num_steps=drawing.num_steps)
+    asked = found.diversity_prompts
+    return settings.diversity_prompts if asked is None else asked, settings.diversity_samples
+
+
+def _measure(
+    drawing: Drawing, prompts: Sequence[str], rewards: Sequence[RewardConfig], repeated: tuple[int, int]
+) -> "tuple[Means, dict[str, float]]":
     from mixgrpo.rewards import make_reward
     from mixgrpo.rewards.scorer import Scorer
+    from mixgrpo.train.diversity import STREAM, measure_diversity
     from mixgrpo.train.inference import score_batches
 
     scorer = Scorer(
@@ -103,11 +125,17 @@ def _score(drawing: Drawing, prompts: Sequence[str], rewards: Sequence[RewardCon
         timeout={reward.name: reward.timeout for reward in rewards},
     )
     try:
-        batches = draw(drawing, prompts)
+        models = load_models(drawing)
+        tell_cut(models[0], prompts, drawing.model.max_sequence_length)
+        batches = draw_with(models, drawing, prompts)
         with drawing_progress(len(prompts)) as tell:
-            return score_batches(batches, prompts, scorer, on_images=lambda rows, images: tell(rows.stop))
+            means = score_batches(batches, prompts, scorer, on_images=lambda rows, images: tell(rows.stop))
     finally:
         scorer.close()
+    some, samples = prompts[: repeated[0]], repeated[1]
+    if not some:
+        return means, {}
+    return means, {"diversity": measure_diversity(partial(draw_with, models, drawing, stream=STREAM), some, samples)}
 
 
 def _as_dict(drawing: Drawing, prompts: Sequence[str], means: "Means") -> dict[str, object]:
@@ -141,3 +169,8 @@ def _show(means: "Means", num_prompts: int) -> None:
         )
         table.add_row(name, *cells)
     terminal().print(table)
+
+
+def _show_diversity(diversity: Mapping[str, float], num_prompts: int, samples: int) -> None:
+    for name, value in diversity.items():
+        terminal().print(f"\n{name} {value:.4f}, of {samples} images for each of {num_prompts} prompts")

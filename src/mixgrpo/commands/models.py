@@ -18,6 +18,7 @@ from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import ModelConfig
 from mixgrpo.errors import ConfigError
 from mixgrpo.flow.plan import ode_plan
+from mixgrpo.report.exported import read_exported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mixgrpo.models import FlowModel
 
 
-_MODEL_ARGUMENTS = ("height", "width", "device", "guidance_scale", "max_sequence_length")
+_MODEL_ARGUMENTS = ("height", "width", "num_frames", "device", "guidance_scale", "max_sequence_length")
 """Arguments that stand for the settings of a model with the same names."""
 
 
@@ -39,6 +40,8 @@ class Source:
     """The run whose result is meant, if a run folder was given."""
     known: Config | None
     """Settings that say how this model is used: those of its run, or of a preset for it."""
+    adapter_of: str = ""
+    """The model that `name`, a folder with an adapter alone, goes on top of; empty: `name` is a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Drawing:
 def add_drawing_arguments(parser: Parser) -> None:
     """Add the arguments that say which model draws, in which batches, and which other model takes part."""
     add_model_arguments(parser)
-    parser.add_argument("--batch", metavar="N", type=at_least_one, help="images per model call")
+    parser.add_argument("--batch", metavar="N", type=at_least_one, help="images or clips per model call")
     parser.add_argument(
         "--tuned-fraction",
         metavar="F",
@@ -79,6 +82,7 @@ def add_model_arguments(parser: Parser) -> None:
     parser.add_argument("--seed", metavar="N", type=seed_number, help="seed of the noise")
     parser.add_argument("--height", metavar="PIXELS", type=at_least_one, help="image height")
     parser.add_argument("--width", metavar="PIXELS", type=at_least_one, help="image width")
+    parser.add_argument("--num-frames", metavar="N", type=at_least_one, help="frames of a clip (default: 1, an image)")
     parser.add_argument("--guidance-scale", metavar="G", type=float, help="guidance, as diffusers names it")
     parser.add_argument(
         "--max-sequence-length", metavar="N", type=at_least_one, help="longest prompt, in tokens of the text encoder"
@@ -123,7 +127,7 @@ def read_drawing(found: argparse.Namespace, *, seed: int | None) -> Drawing:
         raise ConfigError("--base has nothing to do: give it a share of the steps with --tuned-fraction 0.8")
     if known is None and (found.height is None or found.width is None or found.steps is None):
         raise ConfigError(f"nothing is known about the model {source.name}: give --height, --width and --steps")
-    path = source.name if source.run is None or known is None else known.model.path
+    path = source.adapter_of or (source.name if source.run is None or known is None else known.model.path)
     model = known.model if known else ModelConfig(path=path, height=found.height, width=found.width)
     changes = {name: vars(found)[name] for name in _MODEL_ARGUMENTS} | {"path": path}
     return Drawing(
@@ -144,10 +148,19 @@ def find_source(name: str) -> Source:
     folder = Path(name).expanduser()
     if (folder / "resolved.json").is_file():
         return Source(name, folder, load_config(folder / "resolved.json"))
+    exported = read_exported(folder)
+    if exported is not None and exported.is_adapter:
+        of_run = folder.parent / "resolved.json"
+        known = load_config(of_run) if of_run.is_file() else _preset_for(exported.base)
+        return Source(name, None, known, adapter_of=exported.base)
     if (folder.parent / "resolved.json").is_file() and (folder / "model_index.json").is_file():
         return Source(name, None, load_config(folder.parent / "resolved.json"))
+    return Source(name, None, _preset_for(name))
+
+
+def _preset_for(model: str) -> Config | None:
     presets = (load_config(preset) for preset in model_names())
-    return Source(name, None, next((preset for preset in presets if preset.model.path == name), None))
+    return next((preset for preset in presets if preset.model.path == model), None)
 
 
 def tell_left_out(prompts: "PromptList") -> None:
@@ -168,17 +181,26 @@ def tell_cut(model: "FlowModel", prompts: Sequence[str], limit: int) -> None:
 
 
 def draw(drawing: Drawing, prompts: Sequence[str]) -> "Iterator[tuple[range, Tensor]]":
-    """Load the models and return what draws one image per prompt, batch by batch: (indices, images)."""
-    model, base = load_models(drawing)
-    tell_cut(model, prompts, drawing.model.max_sequence_length)
+    """Load the models and return what draws one image or clip per prompt, batch by batch: (indices, images)."""
+    models = load_models(drawing)
+    tell_cut(models[0], prompts, drawing.model.max_sequence_length)
+    return draw_with(models, drawing, prompts)
+
+
+def draw_with(
+    models: "tuple[FlowModel, FlowModel | None]", drawing: Drawing, prompts: Sequence[str], *, stream: int = 0
+) -> "Iterator[tuple[range, Tensor]]":
+    """Return what draws one image or clip per prompt with loaded `models`, batch by batch: (indices, images)."""
     from mixgrpo.train.inference import draw_batches
 
+    model, base = models
     return draw_batches(
         model,
         prompts,
         plan=ode_plan(drawing.num_steps, drawing.shift),
         seed=drawing.seed,
         batch=drawing.batch,
+        stream=stream,
         base=base,
         tuned_fraction=drawing.tuned_fraction,
     )
@@ -198,7 +220,10 @@ def load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
     base = None if drawing.base is None else load_model(drawing.base, **options)
     run, known = drawing.source.run, drawing.source.known
     if run is None or known is None:
-        return load_model(drawing.model.path, **options), base
+        model = load_model(drawing.model.path, **options)
+        if drawing.source.adapter_of:
+            model.load_lora(Path(drawing.source.name).expanduser())
+        return model, base
     return load_run_model(run, drawing.which, config=known.model_copy(update={"model": drawing.model})), base
 
 

@@ -1,4 +1,4 @@
-"""`mixgrpo sample`: images of prompts, by ODE sampling."""
+"""`mixgrpo sample`: images or clips of prompts, by ODE sampling."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from mixgrpo.errors import ConfigError
 
 
 def run(args: Sequence[str]) -> int:
-    """Draw one image per prompt into a folder."""
+    """Draw one image or clip per prompt into a folder."""
     found = make_parser().read(args)
     if (found.prompt is None) == (found.prompts is None):
         raise ConfigError("give either --prompt TEXT or --prompts FILE (see mixgrpo sample --help)")
@@ -26,15 +26,15 @@ def run(args: Sequence[str]) -> int:
     drawing = read_drawing(found, seed=0)
     output = new_folder(found.output)
     prompts = found.prompt or _read_prompts(found.prompts, found.column)
-    from mixgrpo.train.samples import save_image
+    from mixgrpo.train.samples import save_sample
 
     batches = draw(drawing, prompts)
     output.mkdir(parents=True, exist_ok=True)
-    files = [f"{number:04d}.png" for number in range(len(prompts))]
+    files: list[str] = []
     with drawing_progress(len(prompts)) as tell:
         for rows, images in batches:
             for row, image in zip(rows, images, strict=True):
-                save_image(image.cpu(), output / files[row])
+                files.append(save_sample(image, output, f"{row:04d}"))
             tell(rows.stop)
     _write_index(
         output / "index.json",
@@ -43,7 +43,7 @@ def run(args: Sequence[str]) -> int:
         drawing.num_steps,
         dict(zip(files, prompts, strict=True)),
     )
-    print(f"{len(prompts)} images in {output}")
+    print(f"{len(prompts)} {'images' if drawing.model.num_frames == 1 else 'clips'} in {output}")
     return 0
 
 
@@ -51,12 +51,12 @@ def make_parser() -> Parser:
     """Return the parser of the command's arguments."""
     parser = Parser(
         "sample",
-        "Draw one image per prompt. What is not given is taken from the run, or from a preset for the model.",
+        "Draw one image or clip per prompt. What is not given is taken from the run, or from a preset for the model.",
     )
     add_drawing_arguments(parser)
     parser.add_argument("--prompt", metavar="TEXT", action="append", help="a prompt; may be given again")
     add_prompts_arguments(parser)
-    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the images, new or empty")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the pictures, new or empty")
     return parser
 
 

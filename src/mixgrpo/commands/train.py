@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mixgrpo.commands.common import Parser, new_folder, quiet_libraries, run_folder, shell_line
+from mixgrpo.commands.export import tell_export, tell_loading
 from mixgrpo.config.load import load_config
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import ConfigError
@@ -77,10 +78,15 @@ def _resume(text: str, others: Sequence[str]) -> int:
 
 def _train(config: Config, folder: Path, *, resume: bool) -> int:
     quiet_libraries()
+    from mixgrpo.report.alarms import standing_of
+    from mixgrpo.report.read import read_run
     from mixgrpo.train.console import ConsoleSink
     from mixgrpo.train.loop import train
 
-    outcome = train(config, folder, resume=resume, sinks=[ConsoleSink(config)])
+    # a run that was killed while it started has no rows
+    has_rows = resume and (folder / "metrics.jsonl").is_file()
+    earlier = [standing_of(row) for row in read_run(folder).evals] if has_rows else []
+    outcome = train(config, folder, resume=resume, sinks=[ConsoleSink(config, earlier=earlier)])
     if outcome.reason == "interrupted":
         print(f"\nInterrupted after {outcome.iteration} of {config.iterations} iterations; saved. Go on with:")
         print(f"  {shell_line('train', '--resume', folder)}")
@@ -94,7 +100,8 @@ def _say_results(folder: Path) -> None:
     export = folder / "export"
     print(f"  report   {folder / 'report.html'}")
     print(f"  samples  {folder / 'samples'}, from the same noise before and after")
-    print(f"  model    {export}, loaded with diffusers.DiffusionPipeline.from_pretrained({str(export)!r})")
+    tell_export(export)
+    tell_loading(export, str(export))
 
 
 def _announce(config: Config, folder: Path) -> None:

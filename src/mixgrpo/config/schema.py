@@ -124,6 +124,12 @@ class Config(Section):
             raise ValueError("rewards: every weight is 0, so there is nothing to train on; give one a weight above 0")
         if self.eval.best and self.eval.best not in names:
             raise ValueError(f"eval.best is {self.eval.best!r}, which is no reward of this run; allowed: {names}")
+        if any(reward.evaluation_only for reward in self.rewards if reward.name == self.eval.best):
+            raise ValueError(
+                f"eval.best is {self.eval.best!r}, which is evaluation_only. A judge that picks the checkpoint is no "
+                "independent one any more: what it says of the best would be too kind. Name another reward, or set "
+                "its evaluation_only to false"
+            )
         return self
 
     @model_validator(mode="after")
@@ -217,6 +223,16 @@ class Config(Section):
             raise ValueError(
                 "advantages.extremes and advantages.threshold must be 0 with loss.type 'neighbor': its softmax runs "
                 "over whole groups. loss.anchors is what saves its model calls"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _threshold_leaves_samples(self) -> Self:
+        # Quasi-norms come after the clip and scale by what else is in the group, so nothing is known beforehand.
+        if not self.advantages.quasi_norm and self.advantages.threshold >= self.advantages.clip:
+            raise ValueError(
+                f"advantages.threshold ({self.advantages.threshold:g}) must be below advantages.clip "
+                f"({self.advantages.clip:g}), or all samples but the clipped ones are left out of the update"
             )
         return self
 

@@ -27,9 +27,13 @@ class ModelConfig(Section):
     """Image height in pixels."""
     width: Positive
     """Image width in pixels."""
+    num_frames: Positive = 1
+    """Frames of a clip, for models that draw them: Wan and HunyuanVideo take 4 k + 1. 1: an image."""
     guidance_scale: float = Field(default=3.5, ge=0.0)
     """Strength of guidance. FLUX.1-dev takes it as an embedding: no second model call. Models with classifier-free
     guidance, such as SD3.5, make a second call when it is above 1."""
+    guidance_scale_2: float = Field(default=0.0, ge=0.0)
+    """Guidance of the second of two transformers, which Wan 2.2 A14B has for low noise. 0: as `guidance_scale`."""
     negative_prompt: str = ""
     """What classifier-free guidance leads away from. Only for models that have it."""
     max_sequence_length: Positive = 512
@@ -332,6 +336,11 @@ class EvalConfig(Section):
     """Prompts whose image is kept at every evaluation, from the same noise."""
     training_sampler: bool = False
     """Draw and score the held-out prompts a second time, the way training draws them, and report both and the gap."""
+    diversity_prompts: Count = 8
+    """Of this many held-out prompts, from the first on, draw several images and record how much they differ
+    (docs/rewards.md). 0: off."""
+    diversity_samples: int = Field(default=4, ge=2)
+    """Images for each of these prompts."""
     best: str = ""
     """Reward whose held-out mean decides which checkpoint is best. Empty: the weighted sum of all rewards."""
 
@@ -346,7 +355,7 @@ class CheckpointConfig(Section):
 
 
 class GuardConfig(Section):
-    """When a run stops by itself."""
+    """When a run stops by itself, and when it raises an alarm."""
 
     max_failed_rewards: Fraction = 0.5
     """Stop when more than this share of an iteration's samples could not be scored by one reward."""
@@ -354,3 +363,6 @@ class GuardConfig(Section):
     """Stop after this many updates in a row with a non-finite loss or gradient."""
     max_reward_drop: Fraction = 0.4
     """Stop when a trained reward's mean over ten iterations is this share below that of the first ten."""
+    min_diversity: Fraction = 0.5
+    """Raise an alarm, and go on, when the diversity of a prompt's images falls below this share of what it was before
+    training. 0: never."""

@@ -126,7 +126,9 @@ class _Bench:
         self.policy.model.decode(self._inputs(size)[0])
 
     def _score(self, size: int) -> None:
-        images = torch.rand(size, 3, self.config.model.height, self.config.model.width)
+        model = self.config.model
+        frames = (model.num_frames,) if model.num_frames > 1 else ()
+        images = torch.rand(size, *frames, 3, model.height, model.width)
         self.scorer.submit(images, [self.prompts[index % len(self.prompts)] for index in range(size)]).result()
 
     def _encode(self, size: int) -> None:

@@ -21,10 +21,20 @@ class Conditioning:
 
 
 class FlowModel(Protocol):
-    """A text-to-image flow-matching model. Latents are [B, *latent_shape] in whatever packing the model likes."""
+    """A flow-matching model that draws images or clips from text.
+
+    Latents are [B, *latent_shape] in whatever packing the model likes.
+    """
 
     lora_targets: tuple[str, ...]
     """Names of the layers that get an adapter unless told otherwise."""
+    source: Path | None
+    """Folder that the model came from."""
+
+    @property
+    def pipeline_class(self) -> str:
+        """Name of the class in diffusers that loads what is saved."""
+        ...
 
     @property
     def transformer(self) -> nn.Module:
@@ -57,7 +67,7 @@ class FlowModel(Protocol):
         ...
 
     def decode(self, x: Tensor) -> Tensor:
-        """Turn latents at sigma 0 into images, float32 [B, 3, H, W] in [0, 1], on the CPU."""
+        """Turn latents at sigma 0 into images [B, 3, H, W], or clips [B, F, 3, H, W], float32 in [0, 1], on the CPU."""
         ...
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -74,6 +84,14 @@ class FlowModel(Protocol):
 
     def save_lora(self, folder: Path) -> None:
         """Write the adapter alone in the form that the pipeline's `load_lora_weights` takes."""
+        ...
+
+    def save_comfyui_lora(self, file: Path) -> str:
+        """Write the adapter alone as ComfyUI reads it; returns why that was not done, or "" if it was."""
+        ...
+
+    def load_lora(self, folder: Path) -> None:
+        """Put an adapter that `save_lora` wrote on top of the model."""
         ...
 
 

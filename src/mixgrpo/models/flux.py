@@ -8,6 +8,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from mixgrpo.models.base import times
+from mixgrpo.models.comfyui import FLUX_LAYERS
 from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.vae import ImageVae
@@ -20,6 +21,7 @@ class FluxModel(PipelineModel):
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizer = "tokenizer_2"
     lora_targets = LORA_TARGETS
+    comfyui_layers = FLUX_LAYERS
 
     def __init__(self, pipeline: FluxPipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""

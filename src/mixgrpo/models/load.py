@@ -22,6 +22,7 @@ def load_model(
     width: int,
     num_frames: int = 1,
     guidance_scale: float = 3.5,
+    guidance_scale_2: float = 0.0,
     negative_prompt: str = "",
     max_sequence_length: int = 512,
     dtype: str = "float32",
@@ -50,19 +51,24 @@ def load_model(
     from mixgrpo.models.options import ModelOptions  # noqa: PLC0415
 
     device = _device(device)
-    _check_size(height, width, adapter.side_multiple(_part_configs(folder)))
+    parts = _part_configs(folder)
+    _check_size(height, width, adapter.side_multiple(parts))
+    _check_frames(num_frames, adapter.frame_multiple(parts))
     absent = adapter.text_encoders if prompt_cache else ()
-    pipeline = _load(folder, dtype, absent, quantize=quantize)
+    pipeline = _load(folder, dtype, absent, in_float32=adapter.float32_parts, quantize=quantize)
     options = ModelOptions(
         height=height,
         width=width,
         num_frames=num_frames,
         guidance_scale=guidance_scale,
+        guidance_scale_2=guidance_scale_2,
         negative_prompt=negative_prompt,
         max_sequence_length=max_sequence_length,
         autocast=None if autocast == "off" else getattr(torch, autocast),
     )
     model = adapter(pipeline.to(device), options)
+    if guidance_scale_2 and not model.has_two_stages:
+        raise ConfigError("model.guidance_scale_2 is for a second transformer, which this model lacks; leave it at 0")
     model.source = folder
     if offload:
         model.offload()
@@ -74,11 +80,11 @@ def load_model(
         model.prompt_cache = _open_cache(folder, adapter, prompt_cache, dtype, max_sequence_length)
     if attention != "native":
         try:
-            pipeline.transformer.set_attention_backend(attention)
+            model.transformer.set_attention_backend(attention)  # pyright: ignore[reportCallIssue]
         except (ValueError, ImportError, RuntimeError) as error:
             raise ConfigError(f"model.attention {attention!r} cannot be used here: {error}") from error
     if gradient_checkpointing:
-        pipeline.transformer.enable_gradient_checkpointing()
+        model.transformer.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
     return model
 
 
@@ -135,17 +141,20 @@ def _open_cache(
     return PromptCache(Path(folder).expanduser(), f"{fingerprint(source, parts)}-{dtype}", max_sequence_length)
 
 
-def _load(folder: Path, dtype: str, absent: Sequence[str], *, quantize: str = "off") -> Any:
-    """Load the pipeline in a folder without its parts `absent`."""
+def _load(
+    folder: Path, dtype: str, absent: Sequence[str], *, in_float32: Sequence[str] = (), quantize: str = "off"
+) -> Any:
+    """Load the pipeline in a folder without its parts `absent`; the parts `in_float32` whatever the type."""
     import torch  # noqa: PLC0415 - loaded late, as diffusers is
     from diffusers import DiffusionPipeline  # noqa: PLC0415
 
     options: dict[str, Any] = dict.fromkeys(absent)
     if quantize != "off":
         options["quantization_config"] = _quantization(quantize)
+    dtypes = {"default": getattr(torch, dtype), **dict.fromkeys(in_float32, torch.float32)}
     try:
         _check_libraries(folder, absent)
-        return DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, **options)
+        return DiffusionPipeline.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **options)
     except (OSError, TypeError, ImportError) as error:
         said = " ".join(str(error).split())
         raise ModelError(f"model {str(folder)!r} cannot be loaded: {said}") from error
@@ -188,7 +197,7 @@ def _quantization(kind: str) -> Any:
         if not torch.cuda.is_available():
             raise ConfigError("model.quantize = 'nf4' needs a CUDA device, which torch does not see; int8 needs none")
         how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    return PipelineQuantizationConfig(quant_mapping={"transformer": how})
+    return PipelineQuantizationConfig(quant_mapping={"transformer": how, "transformer_2": how})
 
 
 def _part_configs(folder: Path) -> dict[str, dict[str, Any]]:
@@ -204,6 +213,17 @@ def _check_size(height: int, width: int, multiple: int) -> None:
                 f"model.{name} ({value}) must be a multiple of {multiple} for this model; "
                 f"nearest: {below or multiple} or {below + multiple}"
             )
+
+
+def _check_frames(num_frames: int, multiple: int) -> None:
+    if multiple == 0 and num_frames != 1:
+        raise ConfigError(f"model.num_frames ({num_frames}) must be 1: this model draws images")
+    if multiple and (num_frames - 1) % multiple:
+        below = num_frames - (num_frames - 1) % multiple
+        raise ConfigError(
+            f"model.num_frames ({num_frames}) must be 1 more than a multiple of {multiple} for this model; "
+            f"nearest: {below} or {below + multiple}"
+        )
 
 
 def _device(device: str) -> str:

@@ -19,6 +19,8 @@ class ModelOptions:
     guidance_scale: float = 3.5
     """As the family's pipeline takes it, Qwen-Image's as `true_cfg_scale`; 1 or less: no classifier-free guidance, for
     Z-Image 0. Models distilled without an embedding for it (FLUX.1-schnell, FLUX.2 klein) leave it unread."""
+    guidance_scale_2: float = 0.0
+    """The same for the second of two transformers; 0: as `guidance_scale`."""
     negative_prompt: str = ""
     """What classifier-free guidance leads away from."""
     max_sequence_length: int = 512

@@ -9,12 +9,16 @@ from typing import Any, cast
 import torch
 from diffusers import DiffusionPipeline
 from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.base import Conditioning
+from mixgrpo.models.comfyui import comfyui_tensors, unknown_layers
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.prompt_cache import PromptCache
+from mixgrpo.models.registry import LORA_FILE
 from mixgrpo.models.schedule import pipeline_sigmas
 from mixgrpo.models.vae import Vae
 
@@ -36,11 +40,17 @@ class PipelineModel:
     """The part that splits prompts for the main text encoder."""
     lora_targets: tuple[str, ...]
     """Names of the layers that get an adapter unless told otherwise."""
+    float32_parts: tuple[str, ...] = ()
+    """Parts of the pipeline that are loaded in float32 whatever the others are."""
+    comfyui_layers: str = ""
+    """Pattern of the layers that ComfyUI reads an adapter for; empty: it is not known which."""
 
     latent_shape: tuple[int, ...]
     """Shape of one sample's latent, as `velocity` takes it."""
     vae: Vae
     """The autoencoder, with its scaling undone."""
+    has_two_stages: bool = False
+    """Whether two transformers share the noise levels."""
 
     source: Path | None = None
     """Folder that the pipeline came from."""
@@ -66,6 +76,12 @@ class PipelineModel:
         """Return what the sides of an image must be multiples of."""
         raise NotImplementedError
 
+    @classmethod
+    def frame_multiple(cls, parts: Parts) -> int:
+        """Return how many frames after the first become one in a clip's latent; 0: the family draws images only."""
+        del parts
+        return 0
+
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
         """Encode prompts, each as it would be alone. Of `pipeline` only the text encoders need be loaded."""
@@ -85,6 +101,11 @@ class PipelineModel:
     def unpack(self, x: Tensor) -> Tensor:
         """Undo `pack`."""
         raise NotImplementedError
+
+    @property
+    def pipeline_class(self) -> str:
+        """Name of the class in diffusers that loads what is saved."""
+        return type(self.pipeline).__name__
 
     @property
     def transformer(self) -> nn.Module:
@@ -152,12 +173,12 @@ class PipelineModel:
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """Predict the velocity; sigma goes in unrounded, as in the pipelines (in bfloat16, diffusers casts it)."""
         positive = self._predict(x, sigma, conditioning)
-        if not self.is_guided:
-            return positive
+        return self.guide(positive, self._predict_negative(x, sigma)) if self.is_guided else positive
+
+    def _predict_negative(self, x: Tensor, sigma: float) -> Tensor:
         if self._negative is None:
             raise AssertionError("encode prompts before: that encodes the negative prompt too")
-        nothing = self._negative.take(torch.zeros(len(x), dtype=torch.long, device=x.device))
-        return self.guide(positive, self._predict(x, sigma, nothing))
+        return self._predict(x, sigma, self._negative.take(torch.zeros(len(x), dtype=torch.long, device=x.device)))
 
     def _predict(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         autocast = self.options.autocast
@@ -179,6 +200,7 @@ class PipelineModel:
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode to the mode of the VAE's posterior and pack: what `decode` undoes."""
+        self._check_draws_images()
         height, width = self.options.height, self.options.width
         if images.shape[1:] != (3, height, width):
             raise ValueError(f"images must be [batch, 3, {height}, {width}], got {tuple(images.shape)}")
@@ -187,6 +209,7 @@ class PipelineModel:
 
     def encode_mask(self, masks: Tensor) -> Tensor:
         """Mark every cell of the VAE's grid that has a marked pixel, in all channels."""
+        self._check_draws_images()
         cells = self.vae.cells(masks.to(self.device, torch.float32))
         return self.pack(cells) > 0.0
 
@@ -233,6 +256,13 @@ class PipelineModel:
             for part in moved:
                 part.to(self._resting)
 
+    def _check_draws_images(self) -> None:
+        if self.options.num_frames > 1:
+            raise ConfigError(
+                f"model.num_frames is {self.options.num_frames}, but only single images can be encoded and edited; "
+                "set it to 1"
+            )
+
     def save(self, folder: Path) -> None:
         """Write the pipeline as safetensors; its class's `from_pretrained(folder)` loads it.
 
@@ -254,3 +284,30 @@ class PipelineModel:
             transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
             safe_serialization=True,
         )
+
+    def save_comfyui_lora(self, file: Path) -> str:
+        """Write the adapter alone as the file that ComfyUI reads, if ComfyUI has a name for each of its layers.
+
+        Returns:
+            Why it was not written; empty if it was.
+        """
+        if not self.comfyui_layers:
+            return "it is not known what ComfyUI calls the layers of this family"
+        transformer = cast(Any, self.transformer)
+        weights = cast("dict[str, Tensor]", get_peft_model_state_dict(transformer))
+        if unknown := unknown_layers(weights, self.comfyui_layers):
+            return f"ComfyUI has no name for {len(unknown)} of the trained layers, such as {unknown[0]}"
+        save_file(comfyui_tensors(weights, alpha=transformer.peft_config["default"].lora_alpha), file)
+        return ""
+
+    def load_lora(self, folder: Path) -> None:
+        """Put the adapter that `save_lora` wrote on top of the model.
+
+        Raises:
+            ModelError: if it cannot be read, or is of another model.
+        """
+        try:
+            self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"the adapter in {folder} cannot be loaded: {error}") from error
+        self.transformer.requires_grad_(False)

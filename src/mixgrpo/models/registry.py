@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from mixgrpo.models.pipeline import PipelineModel
 
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""Where diffusers looks for an adapter in a folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Models of one pipeline class."""
@@ -30,6 +34,8 @@ MODELS = {
     "QwenImagePipeline": Family("Qwen-Image", "qwen:QwenImageModel"),
     "StableDiffusion3Pipeline": Family("Stable Diffusion 3 and 3.5", "sd3:StableDiffusion3Model"),
     "ZImagePipeline": Family("Z-Image", "z_image:ZImageModel"),
+    "WanPipeline": Family("Wan 2.1 and 2.2", "wan:WanModel"),
+    "HunyuanVideoPipeline": Family("HunyuanVideo", "hunyuan_video:HunyuanVideoModel"),
 }
 """Pipeline class -> family, for those that have an adapter."""
 
@@ -74,6 +80,11 @@ def find_folder(path: str) -> Path:
     """
     folder = bundled_folder(path) if path in BUNDLED else Path(path)
     file = folder / "model_index.json"
+    if (folder / LORA_FILE).is_file() and not file.is_file():
+        raise ModelError(
+            f"model {str(folder)!r} is an adapter alone, which sample, evaluate and edit take; where a whole model is "
+            f"needed, merge it first: mixgrpo export RUN --merge"
+        )
     if not file.is_file():
         raise ModelError(
             f"model {str(folder)!r} is neither a bundled model ({', '.join(BUNDLED)}), nor a diffusers folder "

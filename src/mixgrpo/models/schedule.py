@@ -74,3 +74,13 @@ def scheduler_sigmas(config: Mapping[str, Any], num_steps: int, *, tokens: int) 
         shift = config.get("shift", 1.0)
         first = shift * first / (1.0 + (shift - 1.0) * first)
     return shifted(config, even_times(num_steps, last=first), mu=linear_mu(config, tokens))
+
+
+def unipc_sigmas(config: Mapping[str, Any], num_steps: int) -> tuple[float, ...]:
+    """Return the schedule of a `UniPCMultistepScheduler` with flow sigmas, which Wan is shipped with.
+
+    Its times are evenly spaced down to the smallest time of training, which is left out, and its shift is called
+    `flow_shift`. It calls the transformer with whole thousandths of sigma; we call it with sigma as it is.
+    """
+    times = even_times(num_steps + 1, last=1.0 / config.get("num_train_timesteps", 1000))
+    return shifted({"shift": config["flow_shift"]}, times[:-1], mu=None)

@@ -7,6 +7,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from mixgrpo.models.base import times
+from mixgrpo.models.comfyui import SD3_LAYERS
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.schedule import scheduler_sigmas
@@ -31,6 +32,7 @@ class StableDiffusion3Model(PipelineModel):
         "attn.add_v_proj",
         "attn.to_add_out",
     )
+    comfyui_layers = SD3_LAYERS
 
     def __init__(self, pipeline: StableDiffusion3Pipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""

@@ -7,17 +7,22 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from mixgrpo.report.alarms import history
+from mixgrpo.report.exported import loading_code
+from mixgrpo.report.health import ENDS
 from mixgrpo.report.read import Run
-from mixgrpo.report.summary import Summary, estimate
-from mixgrpo.report.text import change, duration, is_share, moment, value
+from mixgrpo.report.summary import Summary, estimate, mean_of, reward_weights
+from mixgrpo.report.text import change, count, decimal, duration, is_share, moment, value
 
 
-def evaluation_table(summary: Summary) -> str:
-    """Return every evaluation in figures, folded away."""
+def evaluation_table(run: Run, summary: Summary) -> str:
+    """Return every evaluation in figures, and what alarm held after it, folded away."""
     if not summary.evals:
         return ""
     names = [figure.name for figure in summary.figures]
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    measured = any(math.isfinite(row.diversity) for row in summary.evals)
+    head = "".join(f"<th>{escape(name)}</th>" for name in [*names, *(["diversity"] if measured else [])])
+    told = {iteration: found for iteration, found in history(run) if found}
     rows: list[str] = []
     for row in summary.evals:
         cells = ""
@@ -25,7 +30,9 @@ def evaluation_table(summary: Summary) -> str:
             share, figure = is_share(name), estimate(row, name)
             error = change(figure.error, share=share).removeprefix("+").removesuffix(" points")
             cells += f"<td>{value(figure.mean, share=share)}<small> ± {error}</small></td>"
+        cells += f"<td>{value(row.diversity)}</td>" if measured else ""
         mark = " <small>best</small>" if row is summary.best else ""
+        mark += " <small>alarm</small>" if row.iteration in told else ""
         rows.append(
             f"<tr><th>{row.iteration}{mark}</th><td>{duration(row.elapsed)}</td><td>{escape(row.weights)}</td>{cells}</tr>"
         )
@@ -33,6 +40,36 @@ def evaluation_table(summary: Summary) -> str:
         '<details><summary>All evaluations in figures</summary><div class="scroll"><table class="figures">'
         f"<thead><tr><th>iteration</th><th>running time</th><th>weights</th>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div></details>"
+    )
+
+
+def reward_table(run: Run) -> str:
+    """Return what training saw of each reward over the last iterations; nothing where there is only one."""
+    names = list(dict.fromkeys(name for row in run.train for name in row.rewards))
+    latest = run.train[-ENDS:]
+    if len(names) < 2:
+        return ""
+    prompts, group = run.setting("prompts_per_iteration"), run.setting("rollout.group_size")
+    samples = prompts * group if isinstance(prompts, int) and isinstance(group, int) else 0
+    rows: list[str] = []
+    for name in names:
+        stats = [row.rewards[name] for row in latest if name in row.rewards]
+        share = mean_of([one.advantage_share for one in stats])
+        failed = mean_of([float(one.failed) for one in stats])
+        cells = (
+            f"{reward_weights(run).get(name, math.nan):g}",
+            value(mean_of([one.mean for one in stats])),
+            value(mean_of([one.group_std for one in stats])),
+            value(share, share=True),
+            value(failed / samples, share=True) if samples else decimal(failed),
+        )
+        rows.append(f"<tr><th>{escape(name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    heads = ("weight", "mean", "spread in a group", "share of advantages", "not scored")
+    return (
+        '<h3 class="part">Rewards in training</h3>'
+        f'<p class="quiet">Means over the last {count(len(latest), "iteration")}.</p><div class="scroll">'
+        f'<table class="figures"><thead><tr><th></th>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -80,14 +117,9 @@ def _commands(run: Run) -> str:
         )
     )
     commands.append(("Write this page anew", f"mixgrpo report {folder}"))
-    if run.is_exported:
-        export = json.dumps(str(run.path / "export"))
-        commands.append(
-            (
-                "Load the result with diffusers",
-                f"pipeline = diffusers.DiffusionPipeline.from_pretrained({export})",
-            )
-        )
+    if run.export is not None:
+        code = loading_code(run.export, str(run.path / "export"), prompt=run.prompts[0] if run.prompts else "a prompt")
+        commands.append(("Draw with the result", "\n".join(code)))
     items = "".join(f"<dt>{escape(title)}</dt><dd><code>{escape(text)}</code></dd>" for title, text in commands)
     return f'<dl class="commands">{items}</dl>'
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from mixgrpo.report.alarms import ALIKE, history
 from mixgrpo.report.compare_results import MethodResult, Results, Spread, spread
 from mixgrpo.report.comparison import WEIGHTED_SUM, HeldOut
 from mixgrpo.report.health import Level, Note
@@ -14,26 +15,42 @@ MANY = 8
 
 def verdicts(results: Results) -> list[Note]:
     """Return what the comparison says, the most important first."""
-    makers: tuple[Callable[[Results], Note | None], ...] = (_progress, _race, _field, _finals, _judge, _samplers)
+    makers: tuple[Callable[[Results], Note | None], ...] = (
+        _progress,
+        _race,
+        _field,
+        _finals,
+        _judge,
+        _variety,
+        _samplers,
+    )
     notes = [note for make in makers if (note := make(results)) is not None]
     return notes + [Note(level=Level.ALARM, title="Take care", text=text) for text in results.comparison.remarks]
 
 
 def deceivers(results: Results, judge: str) -> list[MethodResult]:
-    """Return the methods whose trained rewards rose in every seed while `judge` fell in every seed.
+    """Return the methods of which, after the last evaluation of every seed, a trained reward rose while `judge` fell.
 
-    The fall has to be larger than the standard error of an evaluation.
+    By more than a standard error each, as `alarms` says.
     """
-    decisive = results.comparison.decisive
-    margin, start, before = results.errors[judge], results.before[decisive].mean, results.before[judge].mean
-    margin = margin if math.isfinite(margin) else 0.0
-    return [
-        method
-        for method in results.methods
-        if method.finals[decisive].low > start
-        and method.finals[judge].high < before
-        and before - method.finals[judge].mean > margin
-    ]
+    return [method for method in results.methods if _alarmed(results, method, f"judge {judge}")]
+
+
+def _alarmed(results: Results, method: MethodResult, key: str) -> bool:
+    """Say whether an alarm holds after the last evaluation of all runs that a method's figures are of."""
+    contender = next(one for one in results.comparison.contenders if one.entrant.name == method.name)
+    lasts = [history(course.run)[-1][1] for course in contender.counted]
+    return bool(lasts) and all(key in {alarm.key for alarm in found} for found in lasts)
+
+
+def _variety(results: Results) -> Note | None:
+    """Name the methods whose images of a prompt have become alike in every seed."""
+    alike = [method.title for method in results.methods if _alarmed(results, method, "diversity")]
+    if not alike:
+        return None
+    text = f"{listing(alike)} ended{_every(results)} with images of a prompt that differ far less than the untouched "
+    text += "model's do (guard.min_diversity): look at several pictures of one prompt."
+    return Note(level=Level.ALARM, title=ALIKE, text=text)
 
 
 def judges(results: Results) -> list[HeldOut]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import NamedTuple
 
+from mixgrpo.report.alarms import watch_of_run
 from mixgrpo.report.axes import smooth
 from mixgrpo.report.charts import Chart, Series, line_chart
 from mixgrpo.report.read import Run
-from mixgrpo.report.rows import EvalRow, TrainRow
+from mixgrpo.report.rows import EvalRow, RewardStats, TrainRow
 from mixgrpo.report.summary import Summary, estimate, in_order, reward_weights
 from mixgrpo.report.text import MINUS, decimal, is_share
 
@@ -127,6 +128,30 @@ def _train_value(row: TrainRow, name: str) -> float:
     return row.rewards[name].mean if name in row.rewards else row.details.get(name, math.nan)
 
 
+def diversity_panels(run: Run) -> list[str]:
+    """Return the panel on how much the images of a prompt differ; nothing where that was not measured."""
+    rows = [row for row in run.evals if math.isfinite(row.diversity)]
+    if not rows:
+        return []
+    watch = watch_of_run(run)
+
+    def draw(clock: Clock) -> Chart:
+        points = [(clock.of(row), row.diversity) for row in rows]
+        return Chart(
+            title="Diversity",
+            x_label=clock.label,
+            y_label="mean distance",
+            series=[Series(name="held-out", points=points, color=HELD_OUT, style="marked", in_legend=False)],
+            x_range=(0.0, clock.end),
+            whole_x=clock.whole,
+            levels={"alarm below": watch.min_diversity * rows[0].diversity} if watch.min_diversity else {},
+            from_zero=True,
+        )
+
+    words = "How much two images of one held-out prompt differ, drawn from independent noises (0: not at all, 1: all)."
+    return [panel(run, words, draw)]
+
+
 def curve(points: Sequence[tuple[float, float]], name: str, color: int) -> list[Series]:
     """Return a curve over the iterations: as it is when short, else faint with its moving mean over it."""
     width = smoothing_width(len(points))
@@ -188,7 +213,7 @@ MEASURES = (
 
 def optimiser_panels(run: Run) -> list[str]:
     """Return the panels on the update: spread, ratios, clipping, KL, gradient, rate, and what was skipped."""
-    panels = [_spread_panel(run)] if any(row.rewards for row in run.train) else []
+    panels = [_spread_panel(run), *_share_panels(run)] if any(row.rewards for row in run.train) else []
     for measure in MEASURES:
         values = {row.figures[measure.key] for row in run.train if measure.key in row.figures}
         if len(values) > 1:
@@ -227,25 +252,42 @@ def _measure_chart(run: Run, measure: Measure) -> Draw:
 
 def _spread_panel(run: Run) -> str:
     names = list(dict.fromkeys(name for row in run.train for name in row.rewards))
+    words = "How much the samples of one prompt differ in score: what the advantages are made of."
+    draw = _by_reward(run, names, "Spread within groups", "standard deviation", lambda stats: stats.group_std)
+    return panel(run, words, draw)
 
+
+def _share_panels(run: Run) -> list[str]:
+    """Return the panel on what the advantages come from, where that is a question."""
+    stats = [(name, one) for row in run.train for name, one in row.rewards.items()]
+    # A share of exactly 0 is that of a reward with weight 0.
+    names = list(dict.fromkeys(name for name, one in stats if math.isfinite(one.advantage_share or math.nan)))
+    if len(names) < 2:
+        return []
+    words = "How much of the samples' advantages each reward makes; below 0: the others outvote it."
+    draw = _by_reward(run, names, "Share of the advantages", "%", lambda stats: 100.0 * stats.advantage_share)
+    return [panel(run, words, draw)]
+
+
+def _by_reward(run: Run, names: Sequence[str], title: str, unit: str, value: Callable[[RewardStats], float]) -> Draw:
     def draw(clock: Clock) -> Chart:
         series: list[Series] = []
         for number, name in enumerate(names):
-            points = [(clock.of(row), row.rewards[name].group_std) for row in run.train if name in row.rewards]
+            points = [(clock.of(row), value(row.rewards[name])) for row in run.train if name in row.rewards]
             first, *rest = curve(points, name, number % 6 + 1)
             # One entry per reward in the legend: the faint lines are the same rewards.
             series += [replace(first, name=name), *(replace(faint, in_legend=False) for faint in rest)]
         return Chart(
-            title="Spread within groups",
+            title=title,
             x_label=clock.label,
-            y_label="standard deviation",
+            y_label=unit,
             series=series,
             x_range=(0.0, clock.end),
             whole_x=clock.whole,
             from_zero=True,
         )
 
-    return panel(run, "How much the samples of one prompt differ in score: what the advantages are made of.", draw)
+    return draw
 
 
 def _failure_panels(run: Run) -> list[str]:

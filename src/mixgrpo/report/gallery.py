@@ -1,4 +1,4 @@
-"""The same prompts from the same noise, before and after: pictures embedded in the page."""
+"""The same prompts from the same noise, before and after: pictures, which may move, embedded in the page."""
 
 import base64
 import io
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageSequence
+from PIL.WebPImagePlugin import WebPImageFile
 
 from mixgrpo.report.read import Run, Sheet
 from mixgrpo.report.summary import Summary
@@ -24,6 +25,12 @@ SMALL = 256
 
 LARGE = 448
 """Larger pictures are scaled down to this many pixels a side."""
+
+MAX_CLIP_SHEETS, MAX_CLIP_PROMPTS = 4, 12
+"""The same limits where the pictures are clips."""
+
+MAX_FRAMES, LARGE_CLIP = 16, 288
+"""Of a longer clip this many frames are embedded, so that it lasts as long; larger ones are scaled down to this."""
 
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 
@@ -48,8 +55,11 @@ def embed(path: Path | None, *, largest: int = LARGE) -> Picture | None:
         return None
     try:
         with Image.open(path, formats=tuple(_MIME)) as image:
-            if max(image.size) <= min(SMALL, largest):
+            frames = image.n_frames if isinstance(image, WebPImageFile) else 1
+            if max(image.size) <= min(SMALL, largest) and frames <= MAX_FRAMES:
                 return _picture(path.read_bytes(), _MIME[image.format or "PNG"], image.size)
+            if frames > 1:
+                return _shrunk_clip(image, frames, min(largest, LARGE_CLIP))
             image.thumbnail((largest, largest), reducing_gap=2.0)
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "WEBP", quality=85)
@@ -62,16 +72,34 @@ def embed(path: Path | None, *, largest: int = LARGE) -> Picture | None:
         return None
 
 
+def _shrunk_clip(image: Image.Image, count: int, largest: int) -> Picture:
+    """Return a clip of at most MAX_FRAMES of its frames, evenly chosen, and as many seconds."""
+    kept = min(count, MAX_FRAMES)
+    chosen = {round(number * (count - 1) / (kept - 1)) for number in range(kept)}
+    frames: list[Image.Image] = []
+    milliseconds = 0
+    for number, frame in enumerate(ImageSequence.Iterator(image)):
+        frame.load()  # only then its duration is known
+        milliseconds += frame.info["duration"]
+        if number in chosen:
+            frames.append(frame.convert("RGB"))
+            frames[-1].thumbnail((largest, largest), reducing_gap=2.0)
+    buffer = io.BytesIO()
+    each = milliseconds // len(frames)
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=each, loop=0, quality=75)
+    return _picture(buffer.getvalue(), "image/webp", frames[0].size)
+
+
 def _picture(data: bytes, mime: str, size: tuple[int, int]) -> Picture:
     uri = f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
     return Picture(uri=uri, width=size[0], height=size[1])
 
 
-def choose_sheets(sheets: Sequence[Sheet], best: int | None) -> list[Sheet]:
-    """Return at most MAX_SHEETS sheets, the first, the best and the last among them."""
-    if len(sheets) <= MAX_SHEETS:
+def choose_sheets(sheets: Sequence[Sheet], best: int | None, *, most: int = MAX_SHEETS) -> list[Sheet]:
+    """Return at most `most` sheets, the first, the best and the last among them."""
+    if len(sheets) <= most:
         return list(sheets)
-    gaps = MAX_SHEETS - 2
+    gaps = most - 2
     chosen = {round(number * (len(sheets) - 1) / gaps) for number in range(gaps + 1)}
     chosen |= {number for number, sheet in enumerate(sheets) if sheet.iteration == best}
     return [sheets[number] for number in sorted(chosen)]
@@ -82,9 +110,10 @@ def gallery_section(run: Run, summary: Summary) -> str:
     if not run.sheets or not run.prompts:
         return '<p class="empty-note">No pictures were kept.</p>'
     shown = summary.after.iteration if summary.after else None
-    sheets = choose_sheets(run.sheets, shown)
+    has_clips = any(picture.suffix == ".webp" for sheet in run.sheets for picture in sheet.pictures if picture)
+    sheets = choose_sheets(run.sheets, shown, most=MAX_CLIP_SHEETS if has_clips else MAX_SHEETS)
     start = next((n for n, sheet in enumerate(sheets) if sheet.iteration == shown and n), len(sheets) - 1)
-    prompts = run.prompts[:MAX_PROMPTS]
+    prompts = run.prompts[: MAX_CLIP_PROMPTS if has_clips else MAX_PROMPTS]
     pairs = [_pair(sheets, number, prompt, start) for number, prompt in enumerate(prompts)]
     left_out: list[str] = []
     if len(sheets) < len(run.sheets):

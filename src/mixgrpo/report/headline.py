@@ -40,14 +40,15 @@ def _lede(run: Run) -> str:
     parts.append(_length(run))
     if run.sessions:
         parts.append(f'begun <span class="whole">{moment(run.sessions[0].start)}</span>')
-    return f"{who}{what} with {_method(run)}: {', '.join(part for part in parts if part)}."
+    return f"{who}{what} with {method_name(run)}: {', '.join(part for part in parts if part)}."
 
 
 _METHODS = {"neighbor": "Neighbor GRPO", "nft": "DiffusionNFT", "awm": "AWM"}
 """What a loss that is not GRPO's is called."""
 
 
-def _method(run: Run) -> str:
+def method_name(run: Run) -> str:
+    """Return what the method is called that the settings look like."""
     flash, loss = run.setting("rollout.tail_ratio"), run.setting("loss.type")
     if isinstance(loss, str) and loss in _METHODS:
         return _METHODS[loss]
@@ -92,8 +93,8 @@ def status(run: Run) -> tuple[str, str]:
     return "bad", f"Stopped by itself {when}. {end.why}"
 
 
-def headline_section(run: Run, summary: Summary, alarms: int) -> str:
-    """Return the held-out figures before and after."""
+def headline_section(run: Run, summary: Summary, alarms: int, warnings: str = "") -> str:
+    """Return the held-out figures before and after, below `warnings` about them."""
     if not summary.figures:
         content = '<p class="empty-note">No evaluation on held-out prompts yet.</p>'
     else:
@@ -102,7 +103,7 @@ def headline_section(run: Run, summary: Summary, alarms: int) -> str:
     alarm = ""
     if alarms:
         alarm = f'<p class="alarm"><a href="#health">{count(alarms, "alarm")} under Health</a></p>'
-    return f'<section id="headline"><h2>Held-out prompts, before and after</h2>{alarm}{content}</section>'
+    return f'<section id="headline"><h2>Held-out prompts, before and after</h2>{warnings}{alarm}{content}</section>'
 
 
 def _card(figure: Figure, summary: Summary) -> str:

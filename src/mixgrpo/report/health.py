@@ -1,10 +1,11 @@
 """Looks for what goes wrong in a run, and says it in plain words."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from mixgrpo.report.alarms import Alarm, history
 from mixgrpo.report.read import Run
 from mixgrpo.report.rows import EvalRow
 from mixgrpo.report.summary import Estimate, Figure, Summary, difference, estimate, mean_of, reward_weights
@@ -51,8 +52,9 @@ class Note(NamedTuple):
 def health_notes(run: Run, summary: Summary) -> list[Note]:
     """Return what was found, alarms first."""
     notes = [
+        *alarm_notes(run, summary),
         *_reward_hacking(run, summary),
-        *_independent_judge(summary),
+        *_independent_judge(run, summary),
         *_drop_after_best(summary),
         *_unsure_gain(summary),
         *_spread_collapse(run),
@@ -63,6 +65,34 @@ def health_notes(run: Run, summary: Summary) -> list[Note]:
     ]
     order = list(Level)[::-1]
     return sorted(notes, key=lambda note: order.index(note.level))
+
+
+def alarm_notes(run: Run, summary: Summary) -> list[Note]:
+    """Return what the rule on deceived rewards and lost variety says of the run, one note for each that ever held.
+
+    It is an alarm if it holds after the last evaluation, or after the one whose weights count as the result.
+    """
+    told = history(run)
+    by_key: dict[str, dict[int, Alarm]] = {}
+    for iteration, found in told:
+        for one in found:
+            by_key.setdefault(one.key, {})[iteration] = one
+    result = summary.after.iteration if summary.after is not None else -1
+    notes = [_alarm_note(held, [iteration for iteration, _ in told], result) for held in by_key.values()]
+    return sorted(notes, key=lambda note: note.level is not Level.ALARM)
+
+
+def _alarm_note(held: Mapping[int, Alarm], evals: Sequence[int], result: int) -> Note:
+    last = max(held)
+    counted = f"It held after {len(held)} of {count(len(evals), 'evaluation')}, first at iteration {min(held)}"
+    if last == evals[-1]:
+        words = f"{held[last].text} {counted}, and holds after the last."
+        return Note(Level.ALARM, held[last].title, words)
+    ended = f"and no more from iteration {evals[evals.index(last) + 1]} on."
+    if result in held:
+        words = f"{held[result].text} These are the weights of iteration {result}, the best. {counted}, {ended}"
+        return Note(Level.ALARM, held[result].title, words)
+    return Note(Level.NOTE, f"{held[last].title}: it did for a while", f"{counted}, {ended} {held[last].text}")
 
 
 def _ends(values: Sequence[float]) -> tuple[Estimate, Estimate] | None:
@@ -113,20 +143,19 @@ def _reward_hacking(run: Run, summary: Summary) -> Iterator[Note]:
         yield Note(Level.GOOD, "No sign of reward hacking", words)
 
 
-def _independent_judge(summary: Summary) -> Iterator[Note]:
-    """Say whether a judge that no training ever saw confirms what the trained rewards gained."""
+def _independent_judge(run: Run, summary: Summary) -> Iterator[Note]:
+    """Say whether a judge that no training ever saw confirms what the trained rewards gained, unless it disagrees."""
     gained = [figure for figure in summary.figures if figure.weight > 0 and _has_risen(figure)]
     if summary.after is None or not gained:
         return
+    disagree = {one.key for iteration, found in history(run) if iteration == summary.after.iteration for one in found}
     names = listing([f"{figure.name} ({_step(figure.before, figure.after, share=False)})" for figure in gained])
     for judge in (figure for figure in summary.figures if figure.is_judge and "/" not in figure.name):
         words = f"{names} rose on the held-out prompts"
         who = f"{judge.name} ({_step(judge.before, judge.after, share=False)}), which no training ever saw,"
         if _has_risen(judge):
             yield Note(Level.GOOD, "The independent judge agrees", f"{words}, and so did {who[:-1]}.")
-        elif _is_clear(judge.change):
-            yield Note(Level.ALARM, "The independent judge disagrees", f"{words}, but {who} fell. {_ADVICE}")
-        else:
+        elif f"judge {judge.name}" not in disagree:
             yield Note(Level.NOTE, "The independent judge sees no clear gain", f"{words}; {who} did not clearly.")
 
 

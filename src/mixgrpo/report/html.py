@@ -3,12 +3,12 @@
 from html import escape
 from pathlib import Path
 
-from mixgrpo.report.appendix import evaluation_table, sampler_table, settings_section
+from mixgrpo.report.appendix import evaluation_table, reward_table, sampler_table, settings_section
 from mixgrpo.report.cost import cost_panels
-from mixgrpo.report.curves import constants, optimiser_panels, reward_panels, smoothing_width
+from mixgrpo.report.curves import constants, diversity_panels, optimiser_panels, reward_panels, smoothing_width
 from mixgrpo.report.gallery import gallery_section
 from mixgrpo.report.headline import headline_section, page_header
-from mixgrpo.report.health import Level, health_notes
+from mixgrpo.report.health import Level, alarm_notes, health_notes
 from mixgrpo.report.page import html_page, note_list, panel_grid, section, write_page
 from mixgrpo.report.read import Run, read_run
 from mixgrpo.report.summary import Summary, summarise
@@ -33,9 +33,10 @@ def render(run: Run) -> str:
     notes = health_notes(run, summary)
     alarms = sum(note.level is Level.ALARM for note in notes)
     title = str(run.setting("name") or run.path.resolve().name)
+    loudest = [note for note in alarm_notes(run, summary) if note.level is Level.ALARM]
     toggle = _clock_toggle() if run.train or len(run.evals) > 1 else ""
     sections = [
-        headline_section(run, summary, alarms),
+        headline_section(run, summary, alarms, note_list(loudest) if loudest else ""),
         section("pictures", "Same noise, before and after", gallery_section(run, summary)),
         section("curves", "Curves", toggle + _curves(run, summary)),
         section("window", "Window", f"<p>{escape(window_words(run))}</p>{panel_grid(window_panels(run))}"),
@@ -48,7 +49,7 @@ def render(run: Run) -> str:
 
 
 def _curves(run: Run, summary: Summary) -> str:
-    rewards, optimiser = reward_panels(run, summary), optimiser_panels(run)
+    rewards, optimiser = [*reward_panels(run, summary), *diversity_panels(run)], optimiser_panels(run)
     if not rewards and not optimiser:
         return '<p class="empty-note">Nothing has been measured yet.</p>'
     words = (
@@ -58,7 +59,8 @@ def _curves(run: Run, summary: Summary) -> str:
     width = smoothing_width(len(run.train))
     lines = f'<p class="quiet">Bold: mean of {width} iterations; faint: each iteration.</p>' if width > 1 else ""
     below = f'<h3 class="part">The update</h3>{lines}{panel_grid(optimiser)}' if optimiser else ""
-    return words + panel_grid(rewards) + evaluation_table(summary) + sampler_table(summary) + below + constants(run)
+    tables = evaluation_table(run, summary) + sampler_table(summary) + reward_table(run)
+    return words + panel_grid(rewards) + tables + below + constants(run)
 
 
 def _clock_toggle() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mixgrpo.errors import CheckpointError, ConfigError
+from mixgrpo.report.exported import Exported, read_exported
 from mixgrpo.report.rows import Ending, EvalRow, JsonRow, Session, TrainRow, ending, eval_row, train_row
 
 
@@ -39,7 +40,8 @@ class Run:
     sheets: tuple[Sheet, ...]
     best_checkpoint: str
     last_checkpoint: str
-    is_exported: bool
+    export: Exported | None
+    """What `export/` holds, if the run has been exported there."""
     remarks: tuple[str, ...]
     """What was missing or odd, in plain words."""
 
@@ -79,7 +81,7 @@ def read_run(path: Path) -> Run:
         sheets=sheets,
         best_checkpoint=_pointer(path / "checkpoints" / "best.txt"),
         last_checkpoint=_pointer(path / "checkpoints" / "last.txt"),
-        is_exported=(path / "export" / "model_index.json").is_file(),
+        export=read_exported(path / "export"),
         remarks=tuple(log.remarks),
     )
 

@@ -21,6 +21,8 @@ class RewardStats:
     """Spread over all samples."""
     group_std: float
     """Mean over the groups of the spread within a group, which is what the advantages are made of."""
+    advantage_share: float
+    """Share of the advantages that the reward makes (`advantage_shares`); NaN where there were none, or unknown."""
     failed: int
 
 
@@ -63,6 +65,8 @@ class EvalRow:
     training_errors: Mapping[str, float]
     failed: Mapping[str, float]
     """Pictures that a reward could not score."""
+    diversity: float
+    """How much the images of a prompt differ; NaN where it was not measured."""
     num_prompts: int
     """How many prompts; 0 when the row does not say."""
     best: bool
@@ -218,6 +222,7 @@ def _reward_stats(row: JsonRow) -> RewardStats:
         mean=row.number("mean"),
         std=row.number("std", math.nan),
         group_std=row.number("group_std", math.nan),
+        advantage_share=row.number("advantage_share", math.nan),
         failed=row.integer("failed", 0),
     )
 
@@ -236,6 +241,7 @@ def eval_row(row: JsonRow, elapsed: float) -> EvalRow:
         training_figures={**training.row("rewards").numbers(), **training.row("details").numbers()},
         training_errors=training.row("standard_errors").numbers(),
         failed=row.row("failed").numbers(),
+        diversity=row.number("diversity", math.nan),
         num_prompts=row.integer("num_prompts", 0),
         best=row.flag("best"),
     )

@@ -71,14 +71,80 @@ def _vlm(**options: Any) -> Reward:
     return VlmReward(read_options("vlm", VlmOptions, options))
 
 
+def _clip_score(
+    *,
+    path: str = "apple/DFN5B-CLIP-ViT-H-14-378",
+    tokenizer: str = "openai/clip-vit-large-patch14",
+    device: str = "cpu",
+    dtype: str = "float32",
+    batch_size: int = 16,
+) -> Reward:
+    from mixgrpo.rewards.clip import Placement  # noqa: PLC0415
+    from mixgrpo.rewards.clip_score import ClipScoreReward  # noqa: PLC0415
+
+    placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
+    return ClipScoreReward(path, tokenizer, placement=placement)
+
+
+def _pickscore(
+    *,
+    path: str = "yuvalkirstain/PickScore_v1",
+    processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    divide_by: float = 1.0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    batch_size: int = 16,
+) -> Reward:
+    from mixgrpo.rewards.clip import Placement  # noqa: PLC0415
+    from mixgrpo.rewards.pickscore import PickScoreReward  # noqa: PLC0415
+
+    placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
+    return PickScoreReward(path, processor, divide_by=divide_by, placement=placement)
+
+
+def _hpsv2(
+    *,
+    path: str = "xswu/HPSv2",
+    tokenizer: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    device: str = "cpu",
+    dtype: str = "float32",
+    batch_size: int = 16,
+) -> Reward:
+    from mixgrpo.rewards.clip import Placement  # noqa: PLC0415
+    from mixgrpo.rewards.hpsv2 import HpsV2Reward  # noqa: PLC0415
+
+    placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
+    return HpsV2Reward(path, tokenizer, placement=placement)
+
+
+def _aesthetic(
+    *,
+    path: str = "openai/clip-vit-large-patch14",
+    head: str = "sac+logos+ava1-l14-linearMSE.pth",
+    divide_by: float = 1.0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    batch_size: int = 16,
+) -> Reward:
+    from mixgrpo.rewards.aesthetic import AestheticReward  # noqa: PLC0415
+    from mixgrpo.rewards.clip import Placement  # noqa: PLC0415
+
+    placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
+    return AestheticReward(path, head, divide_by=divide_by, placement=placement)
+
+
 REWARDS: dict[str, Callable[..., Reward]] = {
+    "aesthetic": _aesthetic,
     "brightness": _brightness,
+    "clip_score": _clip_score,
     "colors": _colors,
     "geneval": _geneval,
     "http": _http,
+    "hpsv2": _hpsv2,
     "imagereward": _imagereward,
     "jpeg": _jpeg,
     "ocr": _ocr,
+    "pickscore": _pickscore,
     "tesseract": _tesseract,
     "vlm": _vlm,
 }
@@ -90,7 +156,7 @@ def make_reward(use: str, options: Mapping[str, Any] | None = None) -> Reward:
 
     An import path is `package.module:factory`; modules in the working directory are found too. The factory
     gets the options as keyword arguments and returns a `Reward`, or a plain function `(images, prompts) ->
-    scores`.
+    scores`; either may have the attribute `takes_video`.
 
     Raises:
         ConfigError: There is no such reward, its module or factory is not there, or it does not take the
@@ -117,7 +183,9 @@ def make_reward(use: str, options: Mapping[str, Any] | None = None) -> Reward:
         raise ConfigError(
             f"the reward {use!r}: its factory returned {made!r}, not something to call with (images, prompts)"
         )
-    return NamedReward(use, made)
+    from mixgrpo.rewards.frames import takes_video  # noqa: PLC0415
+
+    return NamedReward(use, made, takes_video=takes_video(made))
 
 
 def _import_factory(path: str) -> Callable[..., Any]:

@@ -1,8 +1,9 @@
 """What a reward is, and the check on what one returned.
 
 A reward scores pictures against their prompts: `(images, prompts) -> one score per image`, higher is better.
-Images are float32 RGB in [0, 1], shape [B, 3, H, W]. NaN means "could not be scored"; it is never read as a
-low score.
+Images are float32 RGB in [0, 1], shape [B, 3, H, W]. Of clips a reward gets the frames, unless it has an attribute
+`takes_video = True`: then it gets clips [B, F, 3, H, W] (`rewards/frames.py`). NaN means "could not be scored"; it is
+never read as a low score.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ class Reward(Protocol):
     """What messages call it."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor | Sequence[float] | Scores:
-        """Score float32 images [B, 3, H, W] in [0, 1] against their B prompts: a figure each, higher is better."""
+        """Score float32 images [B, 3, H, W] in [0, 1] against their B prompts: a figure each, higher is better.
+
+        With `takes_video = True` they are clips [B, F, 3, H, W], F = 1 where a model draws images.
+        """
         ...
 
 
@@ -54,6 +58,8 @@ class NamedReward:
     name: str
     score: Callable[..., Any]
     """Called with (images, prompts); what it returns is checked like any reward's."""
+    takes_video: bool = False
+    """Whether it is called with clips."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor | Sequence[float] | Scores:
         """Call the function."""
@@ -76,7 +82,7 @@ def columns_of(prompt: str) -> Mapping[str, Any]:
 
 
 def check_scores(name: str, returned: Tensor | Sequence[float] | Scores, images: Tensor) -> Scores:
-    """Return what reward `name` said about `images` [B, 3, H, W] as float32 CPU tensors of shape [B].
+    """Return what reward `name` said about `images`, [B, 3, H, W] or clips, as float32 CPU tensors of shape [B].
 
     An infinite score becomes NaN, for no average survives it, and so does whatever a reward says about a
     picture with pixels that are not finite.
@@ -97,7 +103,7 @@ def shown(prompt: str) -> str:
 
 
 def mask_unscorable(values: Tensor, images: Tensor) -> Tensor:
-    """Return `values` [B] on the CPU, NaN where an image of [B, 3, H, W] has a pixel that is not finite."""
+    """Return `values` [B] on the CPU, NaN where an image of [B, 3, H, W], or a clip, has a pixel that is not finite."""
     return values.cpu().where(images.isfinite().flatten(1).all(dim=1).cpu(), float("nan"))
 
 

@@ -29,8 +29,11 @@ from torch import Tensor
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.rewards.base import Reward, Scores, check_scores, shown
+from mixgrpo.rewards.frames import join_scores, mean_over_frames, questions
 
 T = TypeVar("T")
+
+_NOTHING = torch.empty(0)
 
 _GRACE = 1.0
 """Seconds that closing waits for calls in progress, which had better not meet the interpreter's end."""
@@ -38,7 +41,7 @@ _GRACE = 1.0
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """What all rewards said about one batch of B images. Tensors are float32 on the CPU, shape [B]."""
+    """What all rewards said about one batch of B images or clips. Tensors are float32 on the CPU, shape [B]."""
 
     values: dict[str, Tensor]
     """Reward -> its scores; NaN = failed."""
@@ -119,8 +122,8 @@ class Scorer:
     ) -> PendingScores:
         """Hand over images [B, 3, H, W] in [0, 1] with their B prompts, B at least 1, and return at once.
 
-        Only the `rewards` of these names are asked; None asks all. The images must not be changed until the scores
-        are there.
+        They may be clips [B, F, 3, H, W], of which rewards get what `rewards.frames` says. Only the `rewards` of these
+        names are asked; None asks all. The images must not be changed until the scores are there.
         """
         if not len(images) == len(prompts) > 0:
             raise ValueError(
@@ -211,6 +214,7 @@ class _Job:
 
     def settle(self, answer: Future[_Outcome]) -> None:
         """Take over what the reward's call came to."""
+        self._let_go()
         if (error := answer.exception()) is not None:
             self.outcome.set_exception(error)
         else:
@@ -221,7 +225,16 @@ class _Job:
         if not self.outcome.done():
             nothing = torch.full((len(self.prompts),), float("nan"))
             message = f"{reason} ({len(self.prompts)} images not scored)"
+            self._let_go()
             self.outcome.set_result(_Outcome(Scores(nothing, {}), [message]))
+
+    def _let_go(self) -> None:
+        """Drop the pictures: who waits for the scores keeps the job, and an iteration's clips fill a memory.
+
+        It comes before the outcome is known, for with that the program may end, and a thread must not be inside torch
+        at that moment.
+        """
+        self.images = _NOTHING
 
 
 @dataclass(eq=False)
@@ -262,24 +275,42 @@ class _Lane:
 
 def _score(lane: _Lane, job: _Job) -> _Outcome:
     """Call a reward on a batch and, if that raises, on each of its images."""
-    whole = _call(lane.reward, job.images, job.prompts)
-    if whole.exception() is None:
-        scores = check_scores(lane.name, whole.result(), job.images)
-        return _Outcome(scores, _unscored(scores, job.prompts))
+    images = job.images  # the job lets go of them when it is given up
+    whole = _ask(lane, images, job.prompts)
+    if isinstance(whole, Scores):
+        return _Outcome(whole, _unscored(whole, job.prompts))
     rows: list[Scores] = []
     failures: list[str] = []
-    for image, prompt in zip(job.images.split(1), job.prompts, strict=True):
+    for image, prompt in zip(images.split(1), job.prompts, strict=True):
         if job.outcome.done():  # given up meanwhile: let the reward go
             break
-        alone = _call(lane.reward, image, [prompt])
-        if (error := alone.exception()) is not None:
-            rows.append(Scores(torch.tensor([float("nan")]), {}))
-            failures.append(f"{type(error).__name__}: {error} {shown(prompt)}")
+        alone = _ask(lane, image, [prompt])
+        if isinstance(alone, Scores):
+            rows.append(alone)
+            failures += _unscored(alone, [prompt])
         else:
-            scores = check_scores(lane.name, alone.result(), image)
-            rows.append(scores)
-            failures += _unscored(scores, [prompt])
-    return _Outcome(_join(rows), failures)
+            rows.append(Scores(torch.tensor([float("nan")]), {}))
+            failures.append(f"{type(alone).__name__}: {alone} {shown(prompt)}")
+    return _Outcome(join_scores(rows), failures)
+
+
+def _ask(lane: _Lane, images: Tensor, prompts: list[str]) -> Scores | BaseException:
+    """Return what a reward says about images or clips, or what it raised.
+
+    Raises:
+        RewardError: It did not return one number per picture.
+    """
+    rows: list[Scores] = []
+    for asked, texts in questions(lane.reward, images, prompts):
+        answer = _call(lane.reward, asked, texts)
+        if (error := answer.exception()) is not None:
+            return error
+        scores = check_scores(lane.name, answer.result(), asked)
+        if asked.ndim < images.ndim:  # the frames of one clip
+            scores = mean_over_frames(scores)
+            scores = scores._replace(failures=_unscored(scores, texts[:1]))
+        rows.append(scores)
+    return rows[0] if len(rows) == 1 else join_scores(rows)
 
 
 def _unscored(scores: Scores, prompts: Sequence[str]) -> list[str]:
@@ -291,14 +322,6 @@ def _unscored(scores: Scores, prompts: Sequence[str]) -> list[str]:
         for value, prompt in zip(scores.values.tolist(), prompts, strict=True)
         if value != value
     ]
-
-
-def _join(rows: Sequence[Scores]) -> Scores:
-    """Put the scores of single images together; a detail that an image does not have is NaN there."""
-    missing = torch.tensor([float("nan")])
-    keys = list(dict.fromkeys(key for row in rows for key in row.details))
-    details = {key: torch.cat([row.details.get(key, missing) for row in rows]) for key in keys}
-    return Scores(torch.cat([row.values for row in rows]), details)
 
 
 def _call(reward: Reward, images: Tensor, prompts: list[str]) -> "Future[Tensor | Sequence[float] | Scores]":

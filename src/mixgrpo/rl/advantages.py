@@ -35,18 +35,31 @@ def group_advantages(
     Raises:
         ValueError: if there is no reward, shapes differ, or a weight is missing, unknown or negative.
     """
-    active = _active_weights(scores, weights)
-    stacked_KPG = torch.stack([scores[name].double() for name in active])
-    weights_K11 = torch.tensor(list(active.values()), dtype=torch.float64, device=stacked_KPG.device)[:, None, None]
-    scored_PG = torch.isfinite(stacked_KPG).all(0)
-    stacked_KPG = torch.where(scored_PG, stacked_KPG, 0.0)
-    if mix == "advantages":
-        advantages_PG = (weights_K11 * _normalise(stacked_KPG, scored_PG, over=std)).sum(0)
-    elif mix == "rewards":
-        advantages_PG = _normalise((weights_K11 * stacked_KPG).sum(0), scored_PG, over=std)
-    else:
-        raise ValueError(f"mix must be 'advantages' or 'rewards', got {mix!r}")
+    _, advantages_PG = _terms(scores, _active_weights(scores, weights), mix=mix, std=std)
     return advantages_PG.clamp(-clip, clip).float()
+
+
+def advantage_shares(
+    scores: Mapping[str, Float[Tensor, " prompts group"]],
+    *,
+    weights: Mapping[str, float] | None = None,
+    mix: Literal["advantages", "rewards"] = "advantages",
+    std: Literal["group", "batch"] = "group",
+) -> dict[str, float]:
+    """Return what share of the advantages each reward makes, of all samples together; they sum to 1.
+
+    Before the clip an advantage is a sum over the rewards, A = sum_k a_k with a_k = w_k (R_k - mean_k) / std_k; where
+    `mix` is "rewards", std is that of the sum. The share of reward k is sum(a_k A) / sum(A^2): 1 where
+    it decides alone, 0 where it has no say, negative where the others outvote it. A reward of weight 0 has 0. Nothing
+    is returned where no sample has an advantage. Arguments and errors are those of `group_advantages`.
+    """
+    active = _active_weights(scores, weights)
+    terms_KPG, total_PG = _terms(scores, active, mix=mix, std=std)
+    whole = total_PG.square().sum().item()
+    if not whole > 0.0:
+        return {}
+    shares = dict(zip(active, ((terms_KPG * total_PG).sum((1, 2)) / whole).tolist(), strict=True))
+    return {name: shares.get(name, 0.0) for name in scores}
 
 
 def quasi_norm(advantages: Float[Tensor, " prompts group"], *, power: float) -> Float[Tensor, " prompts group"]:
@@ -88,19 +101,51 @@ def carries_signal(
     return kept
 
 
+def _terms(scores: Mapping[str, Tensor], active: Mapping[str, float], *, mix: str, std: str) -> tuple[Tensor, Tensor]:
+    """Return what each reward of `active` adds [K, P, G] to the advantages before the clip, and these [P, G]."""
+    stacked_KPG = torch.stack([scores[name].double() for name in active])
+    weights_K11 = torch.tensor(list(active.values()), dtype=torch.float64, device=stacked_KPG.device)[:, None, None]
+    scored_PG = torch.isfinite(stacked_KPG).all(0)
+    stacked_KPG = torch.where(scored_PG, stacked_KPG, 0.0)
+    if mix == "advantages":
+        terms_KPG = weights_K11 * _normalise(stacked_KPG, scored_PG, over=std)
+        return terms_KPG, terms_KPG.sum(0)
+    if mix == "rewards":
+        weighted_KPG = weights_K11 * stacked_KPG
+        mixed_PG = weighted_KPG.sum(0)
+        terms_KPG = _divide(_deviation(weighted_KPG, scored_PG), _spread(mixed_PG, scored_PG, over=std))
+        return terms_KPG, _normalise(mixed_PG, scored_PG, over=std)
+    raise ValueError(f"mix must be 'advantages' or 'rewards', got {mix!r}")
+
+
 def _normalise(scores: Tensor, scored: Tensor, *, over: str) -> Tensor:
     """Return (scores - group mean) / std of [..., P, G], of the samples that `scored` [P, G] marks; zeros elsewhere."""
+    return _divide(_deviation(scores, scored), _spread(scores, scored, over=over))
+
+
+def _divide(deviation: Tensor, spread: Tensor) -> Tensor:
+    flat = spread == 0.0
+    return torch.where(flat, 0.0, deviation / torch.where(flat, 1.0, spread))
+
+
+def _deviation(scores: Tensor, scored: Tensor) -> Tensor:
+    """Return scores - group mean, of the samples that `scored` marks; zeros elsewhere."""
+    count = scored.sum(-1, keepdim=True).clamp(min=1)
+    return (scores - (scores * scored).sum(-1, keepdim=True) / count) * scored
+
+
+def _spread(scores: Tensor, scored: Tensor, *, over: str) -> Tensor:
+    """Return the standard deviation [..., P, 1] that a group's scores are divided by, 0 for a group without spread."""
     if over not in ("group", "batch"):
         raise ValueError(f"std must be 'group' or 'batch', got {over!r}")
     count = scored.sum(-1, keepdim=True).clamp(min=1)
-    deviation = (scores - (scores * scored).sum(-1, keepdim=True) / count) * scored
-    spread = (deviation.square().sum(-1, keepdim=True) / count).sqrt()
+    spread = (_deviation(scores, scored).square().sum(-1, keepdim=True) / count).sqrt()
     flat = spread <= _FLAT * (scores * scored).abs().amax(-1, keepdim=True)
     if over == "batch":
         total = scored.sum().clamp(min=1)
         mean = (scores * scored).sum((-2, -1), keepdim=True) / total
         spread = (((scores - mean) * scored).square().sum((-2, -1), keepdim=True) / total).sqrt()
-    return torch.where(flat, 0.0, deviation / torch.where(flat, 1.0, spread))
+    return torch.where(flat, 0.0, spread)
 
 
 def _active_weights(scores: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> dict[str, float]:

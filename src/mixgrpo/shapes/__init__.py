@@ -33,6 +33,8 @@ FAMILIES: dict[str, Callable[[ModelFiles, ImageSize], Shape] | None] = {
     "QwenImagePipeline": qwen_image_shape,
     "StableDiffusion3Pipeline": None,
     "ZImagePipeline": None,
+    "WanPipeline": None,
+    "HunyuanVideoPipeline": None,
 }
 """Pipeline class -> its shape from the config files; None: no cost model yet."""
 

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from mixgrpo.data.sets import prompt_lines
+from mixgrpo.report.alarms import NOTHING, Watch, Watcher, standing_of_json
 from mixgrpo.train.console import duration
 
 _RECENT = 10
@@ -39,6 +40,8 @@ class Runner:
     """Seconds of the latest evaluation."""
     figures: str = ""
     """The latest held-out figures."""
+    watch: Watch = NOTHING
+    """What the rule on deceived rewards has to know of the method's runs."""
 
     def each(self) -> float:
         """Return the mean of the latest iterations; 0 as long as there is none."""
@@ -120,6 +123,7 @@ class RunSink:
 
     def __init__(self, display: CompareConsole, runner: Runner, seed: int) -> None:
         self._display, self._runner, self._seed = display, runner, seed
+        self._watcher = Watcher(runner.watch)
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Take a row of metrics.jsonl."""
@@ -144,6 +148,8 @@ class RunSink:
                 runner.figures = "  ".join(f"{name} {_figure(value)}" for name, value in figures.items())
                 runner.evaluation = row["seconds"]
                 self._say(f"evaluation after {row['iteration']} iterations  {runner.figures}  {row['seconds']:.1f} s")
+                for line in self._watcher.take(standing_of_json(row)):
+                    self._say(line)
             case _:
                 runner.phase = row["reason"]
                 if row["reason"] != "interrupted":

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from mixgrpo.config.schema import Config
 from mixgrpo.data.sets import prompt_lines
+from mixgrpo.report.alarms import Standing, Watcher, standing_of_json, watch_of_config
 
 _UNITS = {
     "encoding prompts": "prompts",
@@ -21,6 +22,7 @@ _UNITS = {
     "updating": "micro-batches",
     "evaluating": "images",
     "training sampler": "images",
+    "diversity": "images",
 }
 _RECENT = 10
 """Iterations that the time left is estimated from."""
@@ -60,19 +62,29 @@ class ConsoleSink:
     """Shows where a run is: iteration, window, rewards, held-out figures, phase, speed and time left."""
 
     def __init__(
-        self, config: Config, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        config: Config,
+        console: Console | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        earlier: Sequence[Standing] = (),
     ) -> None:
-        """Show a run of `config` on `console`; the display moves only if that is a terminal."""
+        """Show a run of `config` on `console`; the display moves only if that is a terminal.
+
+        `earlier` are the evaluations that a resumed run has behind it.
+        """
         self._console = console or Console(highlight=False)
         self._clock = clock
         self._live: Live | None = None
         self._run = Progress(config, phase_started=clock())
+        self._watcher = Watcher(watch_of_config(config), earlier)
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Take a row of metrics.jsonl."""
         match row["kind"]:
             case "start":
                 self._run.iteration = row.get("resumed_from") or 0
+                self._watcher.resume(self._run.iteration)
                 if "prompts" in row:
                     for label, text in prompt_lines(row["prompts"]):
                         self._say(f"  {label:8} {text}")
@@ -84,6 +96,10 @@ class ConsoleSink:
             case "eval":
                 self._run.evals.append(row)
                 self._say(_eval_line(row))
+                for line in self._watcher.take(standing_of_json(row)):
+                    # a live display leaves room for it above itself
+                    style = "bold red" if line.startswith("ALARM") else "bold"
+                    self._console.print(line, markup=False, soft_wrap=True, style=style)
             case _:
                 self._run.phase, self._run.done, self._run.total = row.get("reason", "ended"), 0, 0
 
@@ -189,6 +205,8 @@ def _heldout(evals: Sequence[Mapping[str, Any]], name: str) -> str:
 
 def _eval_line(row: Mapping[str, Any]) -> str:
     figures = "  ".join(f"{name} {_figure(value)}" for name, value in (row["rewards"] | row["details"]).items())
+    if "diversity" in row:
+        figures += f"  diversity {_figure(row['diversity'])}"
     best = "  best so far" if row.get("best") else ""
     return f"evaluation after {row['iteration']} iterations  {figures}  {row['seconds']:.1f} s{best}"
 

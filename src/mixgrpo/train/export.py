@@ -1,6 +1,5 @@
-"""The result of a run as a folder that diffusers loads, with no line of ours involved."""
+"""The result of a run as a folder that diffusers loads, with no line of ours involved, and with a model card."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,11 +11,13 @@ from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import NftLossConfig
 from mixgrpo.errors import CheckpointError, ConfigError
 from mixgrpo.models import FlowModel, load_model
+from mixgrpo.report.card import write_card
+from mixgrpo.report.exported import MARKER, Exported, call_arguments, write_marker
 from mixgrpo.train.checkpoint import Which, find_checkpoint, load_weights
 from mixgrpo.train.policy import Policy
 
-_MARKER = "mixgrpo.json"
-"""Says of a folder that we wrote it, and from what."""
+COMFYUI_FILE = "comfyui_lora.safetensors"
+"""The adapter as ComfyUI reads it, beside the file for diffusers."""
 
 
 def load_run_config(run: Path) -> Config:
@@ -61,41 +62,83 @@ def load_run_model(run: Path, which: Which = "best", *, config: Config | None = 
     return policy.model
 
 
-def export_run(run: Path, output: Path, *, which: Which = "best", policy: Policy | None = None) -> Path:
-    """Write the model of a run as a pipeline folder; with LoRA, merged, and the adapter alone in `output/lora`.
+def export_run(
+    run: Path,
+    output: Path,
+    *,
+    which: Which = "best",
+    merge: bool = False,
+    policy: Policy | None = None,
+    hub_id: str = "",
+) -> Path:
+    """Write the result of a run with its model card: a pipeline folder, or of a run with LoRA the adapter alone.
 
-    `policy` is one that is at hand and no longer needed: its weights are overwritten. The folder appears when it is
-    complete, and only then replaces an earlier export.
+    With `merge`, an adapter is merged into a whole pipeline, and also written alone in `output/lora`. The folder
+    appears when it is complete, and only then replaces an earlier export.
+
+    Args:
+        run: folder of the run.
+        output: folder to write.
+        which: the checkpoint to take.
+        merge: whether an adapter is merged.
+        policy: one that is at hand and no longer needed: its weights are overwritten. Not quantised if merged.
+        hub_id: what the export will be called on the hub, for its card.
 
     Raises:
-        ConfigError: if `output` is there already and is not an earlier export.
+        ConfigError: if `output` is there already and is not an earlier export, or there is no adapter to merge.
         CheckpointError: if the folder is no run, or has no such checkpoint.
     """
-    if output.exists() and any(output.iterdir()) and not (output / _MARKER).is_file():
-        raise ConfigError(f"{output} exists and is not an earlier export (no {_MARKER}); choose another folder")
+    if output.exists() and any(output.iterdir()) and not (output / MARKER).is_file():
+        raise ConfigError(f"{output} exists and is not an earlier export (no {MARKER}); choose another folder")
     config, checkpoint = load_run_config(run), find_checkpoint(run, which)
+    if merge and not config.lora.rank:
+        raise ConfigError(f"--merge has nothing to do: {run} trained all weights, which are exported as a pipeline")
     if policy is None:  # on the CPU, for a run that is just over may still have the GPU
         on_cpu = config.model.model_copy(update={"device": "cpu"})
         policy = load_policy(config.model_copy(update={"model": on_cpu}), for_training=False)
     _load_result(checkpoint, config, policy)
     writing = output.with_name(f".{output.name}.writing")
     shutil.rmtree(writing, ignore_errors=True)
-    if policy.uses_lora:
-        policy.model.save_lora(writing / "lora")
-        policy.model.transformer.fuse_lora()  # pyright: ignore[reportCallIssue]
-        policy.model.transformer.unload_lora()  # pyright: ignore[reportCallIssue]
-    policy.model.save(writing)
-    origin = {"version": mixgrpo.__version__, "base": config.model.path, "run": config.name, "step": checkpoint.name}
-    (writing / _MARKER).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+    writing.mkdir(parents=True)
+    is_adapter = policy.uses_lora and not merge
+    no_comfyui = _save_adapter(policy, writing if is_adapter else writing / "lora") if policy.uses_lora else ""
+    if not is_adapter:
+        _save_pipeline(policy, writing)
+    exported = Exported(
+        version=mixgrpo.__version__,
+        base=config.model.path,
+        run=config.name,
+        step=checkpoint.name,
+        is_adapter=is_adapter,
+        pipeline=policy.model.pipeline_class,
+        dtype=config.model.dtype,
+        call=call_arguments(config.model_dump(mode="json")),
+        has_comfyui=policy.uses_lora and not no_comfyui,
+        no_comfyui=no_comfyui,
+    )
+    write_marker(exported, writing)
+    write_card(run, writing, exported, where=hub_id or output.name, base_folder=policy.model.source)
     if output.exists():
         shutil.rmtree(output)
     writing.rename(output)
     return output
 
 
+def _save_adapter(policy: Policy, folder: Path) -> str:
+    """Write the adapter in both formats; returns why there is none for ComfyUI, or ""."""
+    policy.model.save_lora(folder)
+    return policy.model.save_comfyui_lora(folder / COMFYUI_FILE)
+
+
+def _save_pipeline(policy: Policy, folder: Path) -> None:
+    if policy.uses_lora:
+        policy.model.transformer.fuse_lora()  # pyright: ignore[reportCallIssue]
+        policy.model.transformer.unload_lora()  # pyright: ignore[reportCallIssue]
+    policy.model.save(folder)
+
+
 @torch.no_grad()
 def _load_result(checkpoint: Path, config: Config, policy: Policy) -> None:
-    """Put a run's result into `policy`, in the type that the model came in."""
+    """Put a run's result into `policy`, in the types that the model came in."""
     policy.load(load_weights(checkpoint, averaged=config.optim.ema_decay > 0))
-    if config.model.dtype != "float32":
-        policy.model.transformer.to(getattr(torch, config.model.dtype))
+    policy.restore_types()

@@ -1,4 +1,4 @@
-"""Drawing one image per prompt, with one model or with two in turn, and scoring them."""
+"""Drawing one image or clip per prompt, with one model or with two in turn, and scoring them."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -23,16 +23,18 @@ def draw_batches(
     plan: TrajectoryPlan,
     seed: int,
     batch: int,
+    stream: int = 0,
     kernel: Kernel | None = None,
     tail_variant: Variant = "midpoint",
     base: FlowModel | None = None,
     tuned_fraction: float = 1.0,
 ) -> Iterator[tuple[range, Tensor]]:
-    """Draw one image per prompt, `batch` at a time: yield (indices, images [b, 3, H, W] in [0, 1]).
+    """Draw one image or clip per prompt, `batch` at a time: yield (indices, what `FlowModel.decode` returns).
 
-    Prompt i starts from the same noise whatever the batch, the model or the plan; a plan with stochastic steps needs
-    their `kernel`. With `base`, the first round(tuned_fraction * steps) steps are `model`'s and the rest `base`'s
-    (hybrid inference, arXiv 2507.21802, table 18).
+    Prompt i starts from the same noise whatever the batch, the model or the plan; another `stream` is other noise under
+    the same seed. A plan with stochastic steps needs their `kernel`. With `base`, the first
+    round(tuned_fraction * steps) steps are `model`'s and the rest `base`'s (hybrid inference, arXiv 2507.21802,
+    table 18).
 
     Raises:
         ConfigError: if a fraction is given without a base model, or the two models have different latents.
@@ -44,7 +46,7 @@ def draw_batches(
     if base is not None and base.latent_shape != model.latent_shape:
         raise ConfigError(f"the models' latents differ: {model.latent_shape} and {base.latent_shape}")
     base_from = plan.sigmas[round(tuned_fraction * plan.num_steps)]
-    noise = Noise(seed, 0, model.latent_shape)
+    noise = Noise(seed, stream, model.latent_shape)
     for start in range(0, len(prompts), batch):
         rows = range(start, min(start + batch, len(prompts)))
         texts = [prompts[row] for row in rows]

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,11 @@ from mixgrpo.flow.rollout import Kernel
 from mixgrpo.report import write_report
 from mixgrpo.rewards import make_reward
 from mixgrpo.rewards.scorer import Scorer
-from mixgrpo.rl.advantages import group_advantages, quasi_norm
+from mixgrpo.rl.advantages import advantage_shares, group_advantages, quasi_norm
 from mixgrpo.rl.window import trained_steps
 from mixgrpo.train.checkpoint import load_checkpoint, save_checkpoint
 from mixgrpo.train.clock import Clock, Interrupted, StopRequest
+from mixgrpo.train.diversity import STREAM, measure_diversity
 from mixgrpo.train.export import export_run, load_policy
 from mixgrpo.train.guard import check_collapse, check_failures, check_skipped, longest_streak
 from mixgrpo.train.inference import draw_batches, score_batches
@@ -35,7 +36,7 @@ from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
 from mixgrpo.train.objective import make_objective
 from mixgrpo.train.prompts import encode_ahead
 from mixgrpo.train.samples import SampleSheet
-from mixgrpo.train.scores import Means, summarise
+from mixgrpo.train.scores import Means, heldout_figures, reward_rows, summarise
 from mixgrpo.train.settings import make_plan, make_window
 from mixgrpo.train.state import RunState
 from mixgrpo.train.step import Experience, make_kernel, sample_and_score
@@ -127,9 +128,7 @@ class Trainer:
                 self.end(f"stopped: {error}")
                 raise
             self.sinks.progress("exporting", 0, 1)
-            # Adapters are merged into whole weights, which a quantised policy does not have.
-            whole = self.config.model.quantize == "off"
-            export_run(self.run, self.run / "export", policy=self.policy if whole else None)
+            export_run(self.run, self.run / "export", policy=self.policy)
             return self.end("finished")
 
     def begin(self) -> None:
@@ -232,6 +231,7 @@ class Trainer:
         with self.policy.averaged():
             means = self._score_heldout(plan, None, "evaluating", sheet)
             trained_as = self._evaluate_training_sampler() if config.eval.training_sampler else {}
+            diversity = self._diversity(plan)
         check_failures(means.failed, len(self.heldout), {}, config)
         sheet.close()
         value = self._judge(means)
@@ -248,8 +248,9 @@ class Trainer:
                 "seconds": time.perf_counter() - started,
                 "weights": "average" if self.policy.average else "policy",
                 "num_prompts": len(self.heldout),
-                **_figures(means),
+                **heldout_figures(means),
                 **trained_as,
+                **diversity,
                 "failed": means.failed,
                 "best": best,
             }
@@ -260,31 +261,47 @@ class Trainer:
         """Draw the held-out prompts as the next iteration (after the last, the last one) draws its samples."""
         iteration = min(self.state.iteration, self.config.iterations - 1)
         plan = make_plan(self.config, self.window.at(iteration))
-        return {"training_sampler": _figures(self._score_heldout(plan, self.kernel, "training sampler", None))}
+        return {"training_sampler": heldout_figures(self._score_heldout(plan, self.kernel, "training sampler", None))}
 
     def _score_heldout(
         self, plan: TrajectoryPlan, kernel: Kernel | None, phase: str, sheet: SampleSheet | None
     ) -> Means:
         """Draw one image per held-out prompt from fixed noise and score them."""
+        batches = self._draw(self.heldout, plan, phase, kernel=kernel)
+        keep = None if sheet is None else sheet.add
+        return score_batches(batches, self.heldout, self.scorer, on_images=keep)
+
+    def _diversity(self, plan: TrajectoryPlan) -> dict[str, float]:
+        """Draw the first held-out prompts several times, from noise of their own; nothing where that is off."""
+        settings = self.config.eval
+        prompts = self.heldout[: settings.diversity_prompts]
+        draw = partial(self._draw, plan=plan, phase="diversity", stream=STREAM)
+        return {"diversity": measure_diversity(draw, prompts, settings.diversity_samples)} if prompts else {}
+
+    def _draw(
+        self, prompts: Sequence[str], plan: TrajectoryPlan, phase: str, *, kernel: Kernel | None = None, stream: int = 0
+    ) -> Iterator[tuple[range, Tensor]]:
+        """Draw one image per prompt from fixed noise, and tell how far that is.
+
+        Raises:
+            Interrupted: if somebody asked to stop.
+        """
         batches = draw_batches(
             self.policy.model,
-            self.heldout,
+            prompts,
             plan=plan,
             seed=self.config.eval.seed,
             batch=self.config.rollout.micro_batch,
+            stream=stream,
             kernel=kernel,
             # an Euler plan has no formula to choose, and "corrected" is none of its order
             tail_variant=self.config.rollout.tail_variant if plan.tail_order > 1 else "midpoint",
         )
-        self.sinks.progress(phase, 0, len(self.heldout))
-
-        def keep(rows: range, images: Tensor) -> None:
+        self.sinks.progress(phase, 0, len(prompts))
+        for rows, images in batches:
             self.stop.check()
-            if sheet is not None:
-                sheet.add(rows, images)
-            self.sinks.progress(phase, rows.stop, len(self.heldout))
-
-        return score_batches(batches, self.heldout, self.scorer, on_images=keep)
+            yield rows, images
+            self.sinks.progress(phase, rows.stop, len(prompts))
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint of the state between two iterations."""
@@ -300,15 +317,20 @@ class Trainer:
         """Return the advantages [P, G] of the scores [P, G] by reward."""
         settings = self.config.advantages
         advantages = group_advantages(
-            scores,
-            weights={reward.name: reward.weight for reward in self.config.rewards if not reward.evaluation_only},
-            mix=settings.mix,
-            clip=settings.clip,
-            std=settings.std,
+            scores, weights=self._weights, mix=settings.mix, clip=settings.clip, std=settings.std
         )
         if settings.quasi_norm:
             advantages = quasi_norm(advantages, power=settings.quasi_norm)
         return advantages.to(self.policy.model.device)
+
+    def _shares(self, scores: dict[str, Tensor]) -> dict[str, float]:
+        """Return which share of the advantages each reward makes."""
+        settings = self.config.advantages
+        return advantage_shares(scores, weights=self._weights, mix=settings.mix, std=settings.std)
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {reward.name: reward.weight for reward in self.config.rewards if not reward.evaluation_only}
 
     def _judge(self, means: Means) -> float:
         """Return the held-out figure that decides which weights are best."""
@@ -338,15 +360,7 @@ class Trainer:
                 "seconds": seconds,
                 "window": [window.start, window.stop],
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "rewards": {
-                    name: {
-                        "mean": means.rewards[name],
-                        "std": _spread(values.flatten()),
-                        "group_std": _group_spread(values),
-                        "failed": means.failed[name],
-                    }
-                    for name, values in scores.items()
-                },
+                "rewards": reward_rows(scores, means, self._shares(scores)),
                 "details": means.details,
                 **report.metrics,
                 "grad_norm": report.grad_norm,
@@ -379,18 +393,3 @@ def make_scorer(config: Config) -> Scorer:
         {reward.name: make_reward(reward.use or reward.name, reward.options) for reward in config.rewards},
         timeout={reward.name: reward.timeout for reward in config.rewards},
     )
-
-
-def _figures(means: Means) -> dict[str, dict[str, float]]:
-    return {"rewards": means.rewards, "details": means.details, "standard_errors": means.standard_errors}
-
-
-def _spread(values: Tensor) -> float | None:
-    scored = values[torch.isfinite(values)]
-    return scored.std(correction=0).item() if len(scored) else None
-
-
-def _group_spread(values: Tensor) -> float | None:
-    """Return the mean over the groups of their standard deviations."""
-    spreads = [spread for group in values if (spread := _spread(group)) is not None]
-    return sum(spreads) / len(spreads) if spreads else None

@@ -43,7 +43,9 @@ class Policy:
         else:
             if with_reference:
                 self._frozen = copy.deepcopy(model.transformer)
-            model.transformer.float().requires_grad_(True)
+            model.transformer.requires_grad_(True)
+        self._came_in = {name: tensor.dtype for name, tensor in _tensors(model.transformer).items()}
+        _make_float32(model.transformer, whole=not self.uses_lora)
         self.trained: dict[str, nn.Parameter] = {
             name: parameter for name, parameter in model.transformer.named_parameters() if parameter.requires_grad
         }
@@ -107,6 +109,14 @@ class Policy:
         for name, parameter in self.trained.items():
             parameter.copy_(weights[name])
 
+    @torch.no_grad()
+    def restore_types(self) -> None:
+        """Give every weight the type that it came in, once training is over: some are float32 in a bfloat16 model."""
+        tensors = _tensors(self.model.transformer)
+        for name, dtype in self._came_in.items():
+            if tensors[name].dtype != dtype:
+                tensors[name].data = tensors[name].data.to(dtype)
+
     @contextmanager
     def _reference(self) -> Iterator[None]:
         trained = self.model.transformer
@@ -136,5 +146,17 @@ def _add_adapters(model: FlowModel, lora: LoraConfig, seed: int) -> None:
             raise ConfigError(f"lora.target_modules {targets} does not fit this model: {error}") from error
     for name, parameter in model.transformer.named_parameters():
         parameter.requires_grad_("lora_" in name)
+
+
+def _make_float32(network: nn.Module, *, whole: bool) -> None:
+    """Make float32 what is trained of a network, or the whole of it."""
+    if whole:
+        network.float()
+        return
+    for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}

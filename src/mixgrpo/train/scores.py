@@ -56,6 +56,43 @@ def summarise(table: ScoreTable) -> Means:
     )
 
 
+def heldout_figures(means: Means) -> dict[str, dict[str, float]]:
+    """Return means as the rows of evaluations hold them."""
+    return {"rewards": means.rewards, "details": means.details, "standard_errors": means.standard_errors}
+
+
+def reward_rows(
+    scores: Mapping[str, Tensor], means: Means, shares: Mapping[str, float]
+) -> dict[str, dict[str, float | int | None]]:
+    """Return what the row of an iteration says of each reward.
+
+    That is mean and spread of its scores [P, G], the spread within groups, its share of the advantages (None where
+    there were none), and how many samples it could not score.
+    """
+    return {
+        name: {
+            "mean": means.rewards[name],
+            "std": spread(values.flatten()),
+            "group_std": group_spread(values),
+            "advantage_share": shares.get(name),
+            "failed": means.failed[name],
+        }
+        for name, values in scores.items()
+    }
+
+
+def spread(values: Tensor) -> float | None:
+    """Return the standard deviation of those values that are finite; None if none is."""
+    scored = values[torch.isfinite(values)]
+    return scored.std(correction=0).item() if len(scored) else None
+
+
+def group_spread(values: Tensor) -> float | None:
+    """Return the mean over the groups of values [P, G] of their standard deviations; None if none has one."""
+    spreads = [one for group in values if (one := spread(group)) is not None]
+    return sum(spreads) / len(spreads) if spreads else None
+
+
 def _join(columns: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> dict[str, Tensor]:
     names = dict.fromkeys(name for column in columns for name in column)
     return {

@@ -1,0 +1,91 @@
+"""HunyuanVideo as diffusers has it: latents are clips, guidance is an embedding."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from diffusers import HunyuanVideoPipeline
+from torch import Tensor
+
+from mixgrpo.models.base import times
+from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
+from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
+from mixgrpo.models.video_vae import VideoVae
+
+_THOUSAND = 1000.0
+"""The transformer counts time and guidance in thousandths."""
+
+_SIDES = 16
+"""The pipeline refuses sides that are no multiples of this, whatever VAE and patch need."""
+
+
+class HunyuanVideoModel(PipelineModel):
+    """A `HunyuanVideoPipeline`: x is [B, channels, (F - 1) / 4 + 1, height / f, width / f], f the VAE's factor."""
+
+    text_encoders = ("text_encoder", "text_encoder_2")
+    tokenizer = "tokenizer"
+    lora_targets = (
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+        "attn.to_out.0",
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+    )
+
+    def __init__(self, pipeline: HunyuanVideoPipeline, options: ModelOptions) -> None:
+        """Take a loaded pipeline and freeze it."""
+        super().__init__(pipeline, options)
+        refuse_negative_prompt(options, "HunyuanVideo")
+        config = self.pipeline.vae.config
+        self.vae = VideoVae.with_scale(self.pipeline.vae, factor=config.spatial_compression_ratio)
+        self.latent_shape = (
+            self.pipeline.transformer.config.in_channels,
+            (options.num_frames - 1) // config.temporal_compression_ratio + 1,
+            options.height // config.spatial_compression_ratio,
+            options.width // config.spatial_compression_ratio,
+        )
+
+    @classmethod
+    def side_multiple(cls, parts: Parts) -> int:
+        """Return the VAE's factor times the transformer's patch, and at least 16."""
+        return math.lcm(_SIDES, parts["vae"].get("spatial_compression_ratio", 8) * parts["transformer"]["patch_size"])
+
+    @classmethod
+    def frame_multiple(cls, parts: Parts) -> int:
+        """Return how many frames after the first become one."""
+        return parts["vae"].get("temporal_compression_ratio", 4)
+
+    @staticmethod
+    def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
+        """Encode with LLaMA, inside the pipeline's template and without what that adds before, and CLIP (pooled)."""
+        text, pooled, mask = pipeline.encode_prompt(
+            prompt=list(prompts), device=device, max_sequence_length=max_sequence_length
+        )
+        rows = zip(text, mask.bool(), pooled, strict=True)
+        return [{"text": one[kept], "pooled": vector} for one, kept, vector in rows]
+
+    def predict(self, x: Tensor, sigma: float, tensors: Row) -> Tensor:
+        """Call the transformer, which looks at nothing beyond a prompt's end."""
+        text = tensors["text"]
+        guided = cast(Any, self.transformer).config.guidance_embeds
+        return self.transformer(
+            hidden_states=x,
+            timestep=times(x, sigma * _THOUSAND),
+            encoder_hidden_states=text,
+            encoder_attention_mask=tensors.get("mask", torch.ones_like(text[..., 0], dtype=torch.bool)),
+            pooled_projections=tensors["pooled"],
+            guidance=times(x, self.options.guidance_scale * _THOUSAND) if guided else None,
+            return_dict=False,
+        )[0]
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Leave latents as they are."""
+        return latents
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Leave latents as they are."""
+        return x

@@ -1,0 +1,159 @@
+"""Wan 2.1 and 2.2 text-to-video as diffusers have them: latents are clips, guidance is classifier-free.
+
+Three kinds share a pipeline class: one transformer (2.1), two that share the noise levels (2.2 A14B), and one that can
+be told a time for every patch (2.2 TI2V-5B). Without a first frame to start from these are all the same, so one time
+is given; the pipeline repeats it for every patch, which fills memory and comes to the same.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import WanPipeline
+from peft import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from mixgrpo.errors import ModelError
+from mixgrpo.models.base import Conditioning, times
+from mixgrpo.models.options import ModelOptions
+from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
+from mixgrpo.models.schedule import scheduler_sigmas, unipc_sigmas
+from mixgrpo.models.stages import TwoStageTransformer
+from mixgrpo.models.video_vae import VideoVae
+
+_THOUSAND = 1000.0
+"""The transformer counts time in thousandths."""
+
+_SIDES = 16
+"""The pipeline refuses sides that are no multiples of this, whatever VAE and patch need."""
+
+
+class WanModel(PipelineModel):
+    """A `WanPipeline`: x is [B, channels, (F - 1) / 4 + 1, height / f, width / f], f the VAE's factor."""
+
+    text_encoders = ("text_encoder",)
+    tokenizer = "tokenizer"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    float32_parts = ("vae",)  # as Wan's own pages load it
+
+    def __init__(self, pipeline: WanPipeline, options: ModelOptions) -> None:
+        """Take a loaded pipeline and freeze it.
+
+        Raises:
+            ModelError: if the pipeline lacks a transformer that its noise levels need.
+        """
+        super().__init__(pipeline, options)
+        self._network = _network(self.pipeline)
+        self.has_two_stages = isinstance(self._network, TwoStageTransformer)
+        config = self.pipeline.vae.config
+        self.vae = VideoVae.with_statistics(self.pipeline.vae, factor=config.scale_factor_spatial)
+        self.latent_shape = (
+            self.pipeline.transformer.config.in_channels,
+            (options.num_frames - 1) // config.scale_factor_temporal + 1,
+            options.height // config.scale_factor_spatial,
+            options.width // config.scale_factor_spatial,
+        )
+
+    @classmethod
+    def side_multiple(cls, parts: Parts) -> int:
+        """Return the VAE's factor times the transformer's patch, and at least 16."""
+        return math.lcm(_SIDES, parts["vae"].get("scale_factor_spatial", 8) * parts["transformer"]["patch_size"][1])
+
+    @classmethod
+    def frame_multiple(cls, parts: Parts) -> int:
+        """Return how many frames after the first become one."""
+        return parts["vae"].get("scale_factor_temporal", 4)
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The network that predicts the velocity; of two transformers, both."""
+        return self._network
+
+    @transformer.setter
+    def transformer(self, transformer: nn.Module) -> None:
+        self._network = transformer
+        if isinstance(transformer, TwoStageTransformer):
+            self.pipeline.transformer, self.pipeline.transformer_2 = transformer.transformer, transformer.transformer_2
+        else:
+            self.pipeline.transformer = transformer
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the scale asks for a second call."""
+        return self.options.guidance_scale > 1.0
+
+    def sigmas(self, num_steps: int) -> tuple[float, ...]:
+        """Return the pipeline's schedule, whose times come from the scheduler: UniPC's as shipped, or Euler's."""
+        config = self.pipeline.scheduler.config
+        if "flow_shift" in config:
+            return unipc_sigmas(config, num_steps)
+        return scheduler_sigmas(config, num_steps, tokens=math.prod(self.latent_shape[1:]))
+
+    @staticmethod
+    def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
+        """Encode with UMT5; what follows a prompt's end is zeros, up to `max_sequence_length`."""
+        text, _ = pipeline.encode_prompt(
+            prompt=list(prompts),
+            do_classifier_free_guidance=False,
+            max_sequence_length=max_sequence_length,
+            device=device,
+        )
+        return [{"text": one} for one in text]
+
+    def predict(self, x: Tensor, sigma: float, tensors: Row) -> Tensor:
+        """Call the transformer, of two the one that `sigma` belongs to."""
+        stage = {"sigma": sigma} if self.has_two_stages else {}
+        return self._network(
+            **stage,
+            hidden_states=x,
+            timestep=times(x, sigma * _THOUSAND),
+            encoder_hidden_states=tensors["text"],
+            return_dict=False,
+        )[0]
+
+    def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        """Predict the velocity; the second of two transformers can have a guidance scale of its own."""
+        scale, network = self.options.guidance_scale_2, self._network
+        if not (scale and self.is_guided and isinstance(network, TwoStageTransformer) and network.is_second(sigma)):
+            return super().velocity(x, sigma, conditioning)
+        positive, negative = self._predict(x, sigma, conditioning), self._predict_negative(x, sigma)
+        return negative + scale * (positive - negative)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Leave latents as they are."""
+        return latents
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Leave latents as they are."""
+        return x
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the adapter; of two transformers, the second's in `folder/transformer_2`.
+
+        The pipeline loads that one with `load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`.
+        """
+        if not self.has_two_stages:
+            super().save_lora(folder)
+            return
+        network: Any = self._network
+        weights: Any = get_peft_model_state_dict(network)
+        for part, place in (("transformer.", folder), ("transformer_2.", folder / "transformer_2")):
+            self.pipeline.save_lora_weights(
+                place,
+                transformer_lora_layers={
+                    name.removeprefix(part): tensor for name, tensor in weights.items() if name.startswith(part)
+                },
+                transformer_lora_adapter_metadata=network.peft_config["default"].to_dict(),
+                safe_serialization=True,
+            )
+
+
+def _network(pipeline: Any) -> nn.Module:
+    """Return what predicts at all noise levels."""
+    boundary = pipeline.config.boundary_ratio
+    if pipeline.transformer is None or (boundary is not None and pipeline.transformer_2 is None):
+        raise ModelError("this Wan pipeline lacks a transformer that its noise levels need; load a complete one")
+    if boundary is None:
+        return pipeline.transformer
+    return TwoStageTransformer(pipeline.transformer, pipeline.transformer_2, boundary=boundary)

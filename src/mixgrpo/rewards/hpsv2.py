@@ -1,0 +1,58 @@
+"""HPSv2.1: how people would like a picture for its prompt.
+
+A CLIP ViT-H-14 of open_clip trained further on the Human Preference Dataset v2 (https://arxiv.org/abs/2306.09341). The
+score is the cosine between the vectors of picture and prompt, as in MixGRPO's tables (0.313 for FLUX.1-dev); those of
+HPSv2 show it times 100. Versions 2.0 and 2.1 have one architecture, but their scores do not compare. Licence: the code
+is Apache-2.0, that of the weights was not verified.
+
+The checkpoint is in open_clip's layout and is converted when it is loaded. Pictures are prepared as HPSv2's code does
+with the libraries that MixGRPO and DanceGRPO name (torchvision 0.20): whole, with black borders, see `pixels`.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mixgrpo.rewards.base import mask_unscorable
+from mixgrpo.rewards.clip import ClipEncoder, Placement
+from mixgrpo.rewards.clip_files import TOKENIZER_FILES, Source, read_weights, require_file
+from mixgrpo.rewards.clip_text import ClipTokens
+from mixgrpo.rewards.open_clip import VIT_H_14, Architecture, build_clip
+from mixgrpo.rewards.pixels import Preparation
+
+CHECKPOINT = "HPS_v2.1_compressed.pt"
+REPOSITORY = "xswu/HPSv2"
+TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""The model that HPSv2 was trained from: its repository has the tokeniser that open_clip builds in."""
+
+
+class HpsV2Reward:
+    """HPSv2.1, or HPSv2.0 where `path` is its file."""
+
+    name = "hpsv2"
+
+    def __init__(
+        self, path: str, tokenizer: str, *, placement: Placement, architecture: Architecture = VIT_H_14
+    ) -> None:
+        """Load the checkpoint of `path`: the file itself, or a folder or hub id that has HPS_v2.1_compressed.pt.
+
+        `tokenizer` is a folder or a hub id in the form of transformers.
+
+        Raises:
+            ConfigError: Files are missing, out of reach, or weights of another architecture.
+            MissingExtraError: `ftfy` is not installed.
+        """
+        source = Source.of_hub(self.name, "path", path, published=f"{REPOSITORY} {CHECKPOINT}")
+        file = require_file(source, CHECKPOINT)
+        tokens = ClipTokens(
+            Source.of_hub(self.name, "tokenizer", tokenizer, published=f"{TOKENIZER} {TOKENIZER_FILES}"),
+            architecture.config(),
+            mend=True,
+        )
+        model = build_clip(read_weights(file, source), architecture, who=f"{source}: {file}")
+        prepare = Preparation(size=architecture.image_size, fit="pad")
+        self._encoder = ClipEncoder(model, prepare, placement, tokens=tokens)
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score images [B, 3, H, W] in [0, 1] against prompts: [B], in [-1, 1]."""
+        return mask_unscorable(self._encoder.cosines(images, prompts), images)

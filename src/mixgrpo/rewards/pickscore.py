@@ -1,0 +1,51 @@
+"""PickScore: which of several pictures people picked for a prompt.
+
+A CLIP ViT-H-14 trained further on what users of Pick-a-Pic chose (https://arxiv.org/abs/2305.01569). The score is the
+cosine between the vectors of picture and prompt times the scale that the model learned, about 100.
+
+Other codes divide it: Flow-GRPO by 26, MixGRPO's tables by 100 (0.227 for FLUX.1-dev), DanceGRPO by its scale, which is
+the cosine; and MixGRPO trains on (score - 18) / 8. A constant that is taken away changes no advantage, so `divide_by`
+is all there is to choose. Licence: the code is MIT, that of the weights was not verified.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mixgrpo.errors import ConfigError
+from mixgrpo.rewards.base import mask_unscorable
+from mixgrpo.rewards.clip import ClipEncoder, Placement
+from mixgrpo.rewards.clip_files import TOKENIZER_FILES, Source, load_clip_model, read_preparation
+from mixgrpo.rewards.clip_text import ClipTokens
+
+MODEL = "yuvalkirstain/PickScore_v1"
+PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""The model that PickScore was trained from: its repository has the tokeniser and how pictures are prepared."""
+
+
+class PickScoreReward:
+    """PickScore, divided by what one likes."""
+
+    name = "pickscore"
+
+    def __init__(self, path: str, processor: str, *, divide_by: float = 1.0, placement: Placement) -> None:
+        """Load the model from `path` and its tokeniser and preprocessor_config.json from `processor`.
+
+        Both are folders or hub ids in the form of transformers.
+
+        Raises:
+            ConfigError: Files are missing, out of reach, or not a CLIP model, or `divide_by` is not positive.
+        """
+        if not divide_by > 0:
+            raise ConfigError(f"the pickscore reward's divide_by must be above 0, got {divide_by}")
+        model = load_clip_model(Source.of_hub(self.name, "path", path, published=MODEL))
+        beside = Source.of_hub(
+            self.name, "processor", processor, published=f"{PROCESSOR} {TOKENIZER_FILES} preprocessor_config.json"
+        )
+        tokens = ClipTokens(beside, model.config, mend=False)
+        self._encoder = ClipEncoder(model, read_preparation(beside), placement, tokens=tokens)
+        self._factor = self._encoder.logit_scale / divide_by
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Score images [B, 3, H, W] in [0, 1] against prompts: [B]."""
+        return mask_unscorable(self._encoder.cosines(images, prompts) * self._factor, images)

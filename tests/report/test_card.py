@@ -1,0 +1,166 @@
+"""The model card of an export: what it says, against what the run's files say."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from mixgrpo.config.load import load_config
+from mixgrpo.report.card import find_licence, write_card
+from mixgrpo.report.exported import Exported
+
+MakeRun = Callable[..., Path]
+DEV = "black-forest-labs/FLUX.1-dev"
+
+
+def write(run: Path, folder: Path, **changes: object) -> tuple[dict, str]:
+    """Write a card and return its metadata and the rest."""
+    folder.mkdir(exist_ok=True)
+    values: dict = {
+        "version": "0.0",
+        "base": DEV,
+        "run": "signs",
+        "step": "step-000060",
+        "is_adapter": True,
+        "pipeline": "FluxPipeline",
+        "dtype": "bfloat16",
+        "call": {"height": 32, "num_inference_steps": 8},
+    }
+    write_card(run, folder, Exported(**(values | changes)), where="anna/signs")
+    empty, metadata, body = (folder / "README.md").read_text().split("---\n", 2)
+    assert empty == ""
+    return yaml.safe_load(metadata), body
+
+
+def table(body: str, head: str) -> list[list[str]]:
+    """Return the rows below the head that starts with `head`."""
+    lines = body.split(f"| {head} ", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_metadata_of_an_adapter_and_of_a_whole_model(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    found, _ = write(run, tmp_path / "a")
+    assert found["base_model"] == DEV
+    assert found["base_model_relation"] == "adapter"
+    assert found["library_name"] == "diffusers"
+    assert found["pipeline_tag"] == "text-to-image"
+    assert (found["license"], found["license_name"]) == ("other", "flux-1-dev-non-commercial-license")
+    assert "lora" in found["tags"]
+    assert found["instance_prompt"] is None
+    for entry in found["widget"]:
+        assert (tmp_path / "a" / entry["output"]["url"]).is_file()
+    found, body = write(run, tmp_path / "b", is_adapter=False, base="flux-nano", call={"num_frames": 9})
+    assert "base_model" not in found  # it is on no hub
+    assert found["pipeline_tag"] == "text-to-video"
+    assert found["license"] == "apache-2.0"
+    assert "load_lora_weights" not in body
+
+
+def test_nothing_of_this_machine_is_told(make_run: MakeRun, tmp_path: Path) -> None:
+    base = tmp_path / "secret" / "my-flux"
+    base.mkdir(parents=True)
+    found, body = write(make_run(), tmp_path / "a", base=str(base))
+    assert "base_model" not in found
+    assert (found["license"], found["license_name"]) == ("other", "see-base-model")
+    assert "my-flux" in body
+    assert "secret" not in body
+    assert str(tmp_path) not in body
+
+
+def test_a_base_models_own_card_says_the_licence(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: odd\nlicense_link: LICENSE\n---\n# x\n")
+    assert find_licence(DEV, tmp_path) == {"license": "other", "license_name": "odd"}
+    (tmp_path / "README.md").write_text("# no metadata\n")
+    assert find_licence(DEV, tmp_path)["license_name"] == "flux-1-dev-non-commercial-license"
+    assert find_licence("some/model", tmp_path) == {}
+
+
+def test_figures_are_those_of_the_log_and_the_exported_ones_stand_out(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(iterations=60)
+    logged = {
+        row["iteration"]: row
+        for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if row["kind"] == "eval"
+    }
+    _, body = write(run, tmp_path / "a", step="step-000040")
+    assert "40 iterations" in body
+    rows = table(body, "iteration")
+    assert [row[0] for row in rows] == ["0", "10", "20", "30", "**40**", "50", "60"]
+    for row in rows:
+        iteration = int(row[0].strip("*"))
+        assert row[1].strip("*") == f"{logged[iteration]['rewards']['ocr']:.3f}"
+    before, after = (logged[number]["rewards"]["ocr"] for number in (0, 40))
+    figures = {row[0]: row for row in table(body, "figure")}
+    assert figures["`ocr`"][1:3] == [f"{before:.3f}", f"{after:.3f}"]
+    assert figures["`ocr`"][3].startswith(f"{after - before:+.3f}")
+
+
+def test_many_evaluations_are_thinned_but_not_the_one_that_counts(make_run: MakeRun, tmp_path: Path) -> None:
+    _, body = write(make_run(iterations=120, eval_every=2), tmp_path / "a", step="step-000046")
+    numbers = [int(row[0].strip("*")) for row in table(body, "iteration")]
+    assert len(numbers) <= 12
+    assert numbers[0] == 0
+    assert numbers[-1] == 120
+    assert 46 in numbers
+    assert numbers == sorted(set(numbers))
+
+
+def test_the_picture_shows_both_sheets(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    _, body = write(run, tmp_path / "a")
+    assert "![" in body
+    index = json.loads((run / "samples" / "index.json").read_text())
+    sheets = {sheet["iteration"]: sheet["files"] for sheet in index["sheets"]}
+    with Image.open(tmp_path / "a" / "samples.png") as grid:
+        grid.load()
+        for iteration in (0, 60):  # the first prompt's picture is there, each pixel twice as large
+            with Image.open(run / "samples" / sheets[iteration][0]) as picture:
+                small = picture.convert("RGB")
+            factor = 256 // max(small.size)
+            wanted = small.resize((small.width * factor, small.height * factor), Image.Resampling.NEAREST)
+            places = [
+                top
+                for top in range(grid.height - wanted.height + 1)
+                if grid.crop((8, top, 8 + wanted.width, top + wanted.height)).tobytes() == wanted.tobytes()
+            ]
+            assert places, iteration
+
+
+@pytest.mark.parametrize("step", ["step-000000", "step-000013"])
+def test_without_both_sheets_there_is_no_picture(make_run: MakeRun, tmp_path: Path, step: str) -> None:
+    found, body = write(make_run(), tmp_path / "a", step=step)
+    assert "![" not in body
+    assert "widget" not in found
+    assert ("untouched base model" in body) == (step == "step-000000")
+
+
+def test_rewards_of_ones_own_and_prompts_with_markdown_are_shown_as_they_are(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    config = json.loads((run / "resolved.json").read_text())
+    config["rewards"].append({"name": "mine", "use": "my_module:factory", "options": {"url": "http://10.0.0.7"}})
+    (run / "resolved.json").write_text(json.dumps(config))
+    index = json.loads((run / "samples" / "index.json").read_text())
+    index["prompts"][0] = "a *star* [x](y)\n# no title | <b>"
+    (run / "samples" / "index.json").write_text(json.dumps(index))
+    _, body = write(run, tmp_path / "a")
+    assert "`my_module:factory`" in body
+    assert "10.0.0.7" not in body
+    assert r"1. a \*star\* \[x\](y) \# no title \| \<b\>" in body
+
+
+def test_the_command_is_that_of_the_preset_with_what_differs(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    config = json.loads(load_config("flux-nano-nft").model_dump_json())
+    config["optim"]["lr"] = 5e-5
+    config["prompts"]["train"] = "/home/anna/signs.txt"
+    config["rewards"][0]["options"] = dict.fromkeys(config["rewards"][0]["options"], 7)
+    config["model"]["threads"] = 5
+    (run / "resolved.json").write_text(json.dumps(config))
+    _, body = write(run, tmp_path / "a")
+    line = next(line for line in body.splitlines() if line.startswith("mixgrpo train"))
+    assert line == "mixgrpo train flux-nano-nft --prompts.train signs.txt --optim.lr 5e-05"
+    assert "DiffusionNFT, [arXiv 2509.16117](https://arxiv.org/abs/2509.16117)" in body
