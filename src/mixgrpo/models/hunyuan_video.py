@@ -14,6 +14,7 @@ from mixgrpo.models.clips import SIDES, ClipModel
 from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
 from mixgrpo.models.pipeline import Device, Parts, Row
 from mixgrpo.models.video_vae import VideoVae
+from mixgrpo.shapes.blocks import ATTENTION_TARGETS
 
 _THOUSAND = 1000.0
 """The transformer counts time and guidance in thousandths."""
@@ -24,16 +25,7 @@ class HunyuanVideoModel(ClipModel):
 
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizer = "tokenizer"
-    lora_targets = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-    )
+    lora_targets = ATTENTION_TARGETS
 
     def __init__(self, pipeline: HunyuanVideoPipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""
