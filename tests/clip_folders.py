@@ -10,9 +10,9 @@ from tiny_clip import END, START, VOCAB
 from transformers import CLIPConfig, CLIPModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from mixgrpo.rewards.clip import Placement
 from mixgrpo.rewards.hpsv2 import HpsV2Reward
 from mixgrpo.rewards.open_clip import Architecture
+from mixgrpo.rewards.placement import Placement
 
 SIZE = tiny_clip.IMAGE_SIZE
 ARCHITECTURE = Architecture(**tiny_clip.NUMBERS)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mixgrpo.models import MODELS
+from mixgrpo.shapes import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 TOOLS = Path(sys.executable).parent
@@ -35,3 +36,7 @@ def test_adapters_are_short_and_have_no_loop_over_sigmas() -> None:
         text = path.read_text()
         assert text.count("\n") <= (200 if path.stem in adapters else 400), path
         assert "for sigma" not in text, path
+
+
+def test_a_plan_knows_every_family_that_has_an_adapter() -> None:
+    assert FAMILIES.keys() == MODELS.keys()

@@ -43,7 +43,8 @@ def euler(pipeline: Any, num_steps: int) -> None:
 
 def load_both_loras(pipeline: Any, folder: Path) -> None:
     pipeline.load_lora_weights(folder)
-    pipeline.load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)
+    file = "transformer_2/pytorch_lora_weights.safetensors"
+    pipeline.load_lora_weights(folder, weight_name=file, load_into_transformer_2=True)
 
 
 def wan_vae(*, patched: bool = False) -> AutoencoderKLWan:

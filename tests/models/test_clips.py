@@ -187,6 +187,14 @@ def test_a_folder_from_before_wan_2_2_says_less_and_loads(folder: Callable[[str]
     assert torch.equal(drawn, expected)
 
 
+@pytest.mark.parametrize("name", ["wan2.1", "hunyuanvideo"])
+def test_a_prompts_tokens_are_counted_as_they_are_encoded(folder: Callable[[str], Path], name: str) -> None:
+    model = load(name, folder(name), max_sequence_length=100)
+    prompts = ["", "fox", *PROMPTS]
+    text = [model.encode([prompt]).tensors["text"][0] for prompt in prompts]
+    assert [int(one.any(-1).sum()) for one in text] == model.count_tokens(prompts)  # Wan's texts end in zeros
+
+
 def test_hunyuan_videos_guidance_is_an_embedding_and_has_no_negative_prompt(folder: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match=r"model\.negative_prompt: HunyuanVideo"):
         load("hunyuanvideo", folder("hunyuanvideo"), negative_prompt="blurry")

@@ -1,6 +1,7 @@
 """Settings that save memory change where things are and how exact they are, not what is computed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from mixgrpo.config.sections import LoraConfig
 from mixgrpo.errors import ConfigError, MissingExtraError
+from mixgrpo.models import load as loading
 from mixgrpo.train.policy import Policy
 from tests.models.families import flux, save
 from tests.models.test_parity import PROMPTS, draw, load
@@ -126,3 +128,20 @@ def test_slices_and_tiles_decode_the_same_picture(family: tuple[str, Path]) -> N
     assert vae.use_tiling
     vae.tile_latent_min_size, vae.tile_sample_min_size = 16, 32  # smaller than the picture
     assert (tiled.decode(x) - expected).abs().mean() < 0.05
+
+
+def test_offloaded_parts_are_not_even_moved_while_loading() -> None:
+    moved: list[str] = []
+
+    class Part(nn.Linear):
+        def __init__(self, name: str) -> None:
+            super().__init__(1, 1)
+            self._name = name
+
+        def to(self, *args: Any, **kwargs: Any) -> Any:
+            moved.append(self._name)
+            return self
+
+    parts = {name: Part(name) for name in ("transformer", "vae", "text_encoder")} | {"tokenizer": object()}
+    loading._place(SimpleNamespace(components=parts), "cpu", resting=("vae", "text_encoder"))
+    assert moved == ["transformer"]

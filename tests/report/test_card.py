@@ -1,7 +1,9 @@
 """The model card of an export: what it says, against what the run's files say."""
 
 import json
+import tomllib
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ import yaml
 from PIL import Image
 
 from mixgrpo.config.load import load_config
+from mixgrpo.config.presets import model_names
 from mixgrpo.report.card import find_licence, write_card
 from mixgrpo.report.exported import Exported
+from mixgrpo.rewards import REWARDS
 
 MakeRun = Callable[..., Path]
 DEV = "black-forest-labs/FLUX.1-dev"
@@ -164,3 +168,9 @@ def test_the_command_is_that_of_the_preset_with_what_differs(make_run: MakeRun, 
     line = next(line for line in body.splitlines() if line.startswith("mixgrpo train"))
     assert line == "mixgrpo train flux-nano-nft --prompts.train signs.txt --optim.lr 5e-05"
     assert "DiffusionNFT, [arXiv 2509.16117](https://arxiv.org/abs/2509.16117)" in body
+
+
+def test_every_built_in_reward_and_base_model_of_a_preset_has_its_words() -> None:
+    words = tomllib.loads((resources.files("mixgrpo.report") / "assets" / "card.toml").read_text(encoding="utf-8"))
+    assert words["rewards"].keys() == REWARDS.keys()
+    assert all(load_config(model).model.path in words["licences"] for model in model_names())

@@ -204,7 +204,7 @@ def test_what_is_missing_is_named_with_what_to_download(tmp_path, folder, monkey
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"dtype": "int8"}, "one of float32, bfloat16, float16, got 'int8'"),
+        ({"dtype": "int8"}, "one of float32, float16, bfloat16, got 'int8'"),
         ({"device": "gpu"}, "'gpu' is no torch device"),
         ({"model": "x"}, r"cannot be made with the options \{'model': 'x'\}"),
     ],

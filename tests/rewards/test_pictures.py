@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixgrpo.rewards.pictures import as_pictures, clip_pixels
+from mixgrpo.rewards.pixels import Preparation, as_pictures
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -29,7 +29,7 @@ def test_pictures_are_resized_and_cut_as_torchvision_does_it(size, resized, corn
     left, top = corner
     cut = np.array(picture.resize(resized, Image.Resampling.BICUBIC))[top : top + 224, left : left + 224]
     expected = (cut / 255 - MEAN) / STD
-    got = clip_pixels([picture], 224)
+    got = Preparation(size=224, fit="crop_even").of_pictures([picture])
     assert got.dtype == torch.float32
     assert got.shape == (1, 3, 224, 224)
     assert np.abs(got[0].permute(1, 2, 0).numpy() - expected).max() < 1e-6
@@ -44,7 +44,9 @@ def test_pictures_have_8_bits():
     assert np.array(picture)[0].tolist() == [[0] * 3, [0] * 3, [1] * 3, [255] * 3, [255] * 3, [0] * 3]
 
 
-def test_all_pictures_of_a_batch_are_kept_apart():
-    images = torch.rand(2, 3, 20, 30)
-    together = clip_pixels(as_pictures(images), 16)
-    assert torch.equal(together[1:], clip_pixels(as_pictures(images[1:]), 16))
+def test_all_pictures_of_a_batch_are_kept_apart_and_are_those_of_their_images():
+    images, prepare = torch.rand(2, 3, 20, 30), Preparation(size=16, fit="crop_even")
+    together = prepare(images)
+    assert not torch.equal(together[0], together[1])
+    assert torch.equal(together[1:], prepare(images[1:]))
+    assert torch.equal(together, prepare.of_pictures(as_pictures(images)))

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ from safetensors.torch import load_file
 
 from mixgrpo.cli import main
 from mixgrpo.config.schema import Config
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, ModelError
+from mixgrpo.report.exported import loading_code, read_exported
 from mixgrpo.train.checkpoint import find_checkpoint
 from mixgrpo.train.export import export_run
 from mixgrpo.train.loop import train
 from mixgrpo.train.samples import save_sample
 from tests.models.families import save
+from tests.models.test_parity import load
 from tests.train.test_resume import StopAt, _rows, _state
 
 FRAMES, SIDE = 5, 32
@@ -122,6 +125,36 @@ def test_a_resumed_run_of_two_transformers_equals_an_uninterrupted_one(
             name for name in after if ".to_" in name and name.endswith("weight")
         }
     assert (tmp_path / "last" / "lora" / "transformer_2" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_an_adapter_of_two_transformers_loads_as_its_card_says_and_for_the_commands(
+    two_stages: Path, clip_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    run, settings = tmp_path / "run", {"model": {"guidance_scale": 3.0, "guidance_scale_2": 2.0}, "lora": {"rank": 2}}
+    train(clip_config(two_stages, **settings), run)
+    adapter = export_run(run, run / "adapter", which="last")  # beside the settings that it was drawn with
+    exported = read_exported(adapter)
+    assert exported is not None
+    assert exported.call["guidance_scale_2"] == 2.0
+    lines = loading_code(exported, str(adapter))
+    assert "load_into_transformer_2=True" in (adapter / "README.md").read_text()
+    loaded: dict[str, Any] = {}
+    exec("\n".join(lines[: lines.index("result = pipe(")]), loaded)
+    trained = load_file(find_checkpoint(run, "last") / "trained.safetensors")
+    for part in ("transformer", "transformer_2"):
+        weights = {name: p for name, p in getattr(loaded["pipe"], part).named_parameters() if "lora_" in name}
+        expected = {name.removeprefix(f"{part}."): p for name, p in trained.items() if name.startswith(f"{part}.")}
+        assert {name.replace("default_0", "default") for name in weights} == expected.keys()
+        assert all(torch.equal(p, expected[name.replace("default_0", "default")]) for name, p in weights.items())
+
+    drawn = []
+    for name, source in (("a", [str(run), "--which", "last"]), ("b", [str(adapter)])):
+        assert main(["sample", *source, "--prompt", "one", "--steps", "3", "--output", str(tmp_path / name)]) == 0
+        drawn.append((tmp_path / name / "0000.webp").read_bytes())
+    assert drawn[0] == drawn[1]
+    (adapter / "transformer_2" / "pytorch_lora_weights.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load("wan2.2-a14b", two_stages).load_lora(adapter)
 
 
 def test_an_export_keeps_what_wan_keeps_in_float32(

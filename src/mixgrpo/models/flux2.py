@@ -19,16 +19,10 @@ from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.schedule import empirical_mu, even_times, shifted
 from mixgrpo.models.vae import BatchNormVae
+from mixgrpo.shapes.blocks import ATTENTION_TARGETS
 
 _LORA_TARGETS = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
+    *ATTENTION_TARGETS,
     "ff.linear_in",
     "ff.linear_out",
     "ff_context.linear_in",

@@ -6,58 +6,53 @@ from typing import Any, cast
 
 import torch
 from diffusers import HunyuanVideoPipeline
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from torch import Tensor
 
 from mixgrpo.models.base import times
+from mixgrpo.models.clips import SIDES, ClipModel
 from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
-from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
+from mixgrpo.models.pipeline import Device, Parts, Row
 from mixgrpo.models.video_vae import VideoVae
+from mixgrpo.shapes.blocks import ATTENTION_TARGETS
 
 _THOUSAND = 1000.0
 """The transformer counts time and guidance in thousandths."""
 
-_SIDES = 16
-"""The pipeline refuses sides that are no multiples of this, whatever VAE and patch need."""
 
-
-class HunyuanVideoModel(PipelineModel):
+class HunyuanVideoModel(ClipModel):
     """A `HunyuanVideoPipeline`: x is [B, channels, (F - 1) / 4 + 1, height / f, width / f], f the VAE's factor."""
 
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizer = "tokenizer"
-    lora_targets = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-    )
+    lora_targets = ATTENTION_TARGETS
 
     def __init__(self, pipeline: HunyuanVideoPipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""
         super().__init__(pipeline, options)
         refuse_negative_prompt(options, "HunyuanVideo")
-        config = self.pipeline.vae.config
-        self.vae = VideoVae.with_scale(self.pipeline.vae, factor=config.spatial_compression_ratio)
-        self.latent_shape = (
-            self.pipeline.transformer.config.in_channels,
-            (options.num_frames - 1) // config.temporal_compression_ratio + 1,
-            options.height // config.spatial_compression_ratio,
-            options.width // config.spatial_compression_ratio,
+        vae: Any = pipeline.vae
+        self.vae = VideoVae.with_scale(vae, factor=vae.config.spatial_compression_ratio)
+        self.latent_shape = self.shape_of_latents(
+            channels=self.pipeline.transformer.config.in_channels,
+            factor=vae.config.spatial_compression_ratio,
+            frames=vae.config.temporal_compression_ratio,
         )
 
     @classmethod
     def side_multiple(cls, parts: Parts) -> int:
         """Return the VAE's factor times the transformer's patch, and at least 16."""
-        return math.lcm(_SIDES, parts["vae"].get("spatial_compression_ratio", 8) * parts["transformer"]["patch_size"])
+        return math.lcm(SIDES, parts["vae"].get("spatial_compression_ratio", 8) * parts["transformer"]["patch_size"])
 
     @classmethod
     def frame_multiple(cls, parts: Parts) -> int:
         """Return how many frames after the first become one."""
         return parts["vae"].get("temporal_compression_ratio", 4)
+
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens each prompt takes, those of the template counted that follow it."""
+        template, cropped = DEFAULT_PROMPT_TEMPLATE["template"], DEFAULT_PROMPT_TEMPLATE["crop_start"]
+        return [tokens - cropped for tokens in super().count_tokens([template.format(prompt) for prompt in prompts])]
 
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
@@ -81,11 +76,3 @@ class HunyuanVideoModel(PipelineModel):
             guidance=times(x, self.options.guidance_scale * _THOUSAND) if guided else None,
             return_dict=False,
         )[0]
-
-    def pack(self, latents: Tensor) -> Tensor:
-        """Leave latents as they are."""
-        return latents
-
-    def unpack(self, x: Tensor) -> Tensor:
-        """Leave latents as they are."""
-        return x

@@ -66,7 +66,8 @@ def load_model(
         max_sequence_length=max_sequence_length,
         autocast=None if autocast == "off" else getattr(torch, autocast),
     )
-    model = adapter(pipeline.to(device), options)
+    _place(pipeline, device, resting=("vae", *adapter.text_encoders) if offload else ())
+    model = adapter(pipeline, options)
     if guidance_scale_2 and not model.has_two_stages:
         raise ConfigError("model.guidance_scale_2 is for a second transformer, which this model lacks; leave it at 0")
     model.source = folder
@@ -78,14 +79,28 @@ def load_model(
         pipeline.vae.enable_tiling()
     if prompt_cache:
         model.prompt_cache = _open_cache(folder, adapter, prompt_cache, dtype, max_sequence_length)
+    _set_up(model.transformer, attention=attention, gradient_checkpointing=gradient_checkpointing)
+    return model
+
+
+def _place(pipeline: Any, device: str, *, resting: Sequence[str]) -> None:
+    """Move a pipeline to the device, except for its parts `resting`, which may not fit there beside the transformer."""
+    if not resting:
+        pipeline.to(device)
+        return
+    for name, part in pipeline.components.items():
+        if hasattr(part, "parameters") and name not in resting:
+            part.to(device)
+
+
+def _set_up(transformer: Any, *, attention: str, gradient_checkpointing: bool) -> None:
     if attention != "native":
         try:
-            model.transformer.set_attention_backend(attention)  # pyright: ignore[reportCallIssue]
+            transformer.set_attention_backend(attention)
         except (ValueError, ImportError, RuntimeError) as error:
             raise ConfigError(f"model.attention {attention!r} cannot be used here: {error}") from error
     if gradient_checkpointing:
-        model.transformer.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
-    return model
+        transformer.enable_gradient_checkpointing()
 
 
 def cache_prompts(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mixgrpo.errors import ConfigError, ModelError
+from mixgrpo.errors import ModelError
 from mixgrpo.models.base import Conditioning
 from mixgrpo.models.comfyui import comfyui_tensors, unknown_layers
 from mixgrpo.models.options import ModelOptions
@@ -51,6 +51,8 @@ class PipelineModel:
     """The autoencoder, with its scaling undone."""
     has_two_stages: bool = False
     """Whether two transformers share the noise levels."""
+    compares_in_euler_steps: bool = False
+    """Whether `pipeline_picture` takes Euler steps whatever the pipeline's own solver is."""
 
     source: Path | None = None
     """Folder that the pipeline came from."""
@@ -200,7 +202,6 @@ class PipelineModel:
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Encode to the mode of the VAE's posterior and pack: what `decode` undoes."""
-        self._check_draws_images()
         height, width = self.options.height, self.options.width
         if images.shape[1:] != (3, height, width):
             raise ValueError(f"images must be [batch, 3, {height}, {width}], got {tuple(images.shape)}")
@@ -209,7 +210,6 @@ class PipelineModel:
 
     def encode_mask(self, masks: Tensor) -> Tensor:
         """Mark every cell of the VAE's grid that has a marked pixel, in all channels."""
-        self._check_draws_images()
         cells = self.vae.cells(masks.to(self.device, torch.float32))
         return self.pack(cells) > 0.0
 
@@ -256,13 +256,6 @@ class PipelineModel:
             for part in moved:
                 part.to(self._resting)
 
-    def _check_draws_images(self) -> None:
-        if self.options.num_frames > 1:
-            raise ConfigError(
-                f"model.num_frames is {self.options.num_frames}, but only single images can be encoded and edited; "
-                "set it to 1"
-            )
-
     def save(self, folder: Path) -> None:
         """Write the pipeline as safetensors; its class's `from_pretrained(folder)` loads it.
 
@@ -307,7 +300,10 @@ class PipelineModel:
             ModelError: if it cannot be read, or is of another model.
         """
         try:
-            self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
+            self._load_lora(folder)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f"the adapter in {folder} cannot be loaded: {error}") from error
         self.transformer.requires_grad_(False)
+
+    def _load_lora(self, folder: Path) -> None:
+        self.pipeline.load_lora_weights(folder, weight_name=LORA_FILE)

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
-from torch.nn.functional import max_pool2d
 
 from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.base import times
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
+from mixgrpo.models.video_vae import VideoVae
 from mixgrpo.shapes.qwen import LORA_TARGETS
 
 _LONGEST = 1024
@@ -45,7 +44,7 @@ class QwenImageModel(PipelineModel):
             raise ModelError(
                 "a Qwen-Image with guidance embeddings cannot be run: diffusers' transformer has no such part"
             )
-        self.vae = StatisticsVae(pipeline.vae, pipeline.vae.spatial_compression_ratio)
+        self.vae = VideoVae.with_statistics(pipeline.vae, factor=pipeline.vae.spatial_compression_ratio)
         high, wide = (side // (2 * self.vae.factor) for side in (options.height, options.width))
         self.latent_shape = (high * wide, pipeline.transformer.config.in_channels)
         self._picture = [(1, high, wide)]
@@ -98,51 +97,11 @@ class QwenImageModel(PipelineModel):
         return combined * (positive.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
 
     def pack(self, latents: Tensor) -> Tensor:
-        """Pack [B, channels, h, w]."""
+        """Pack [B, channels, 1, h, w]."""
+        latents = latents.squeeze(2)
         return QwenImagePipeline._pack_latents(latents, *latents.shape)
 
     def unpack(self, x: Tensor) -> Tensor:
-        """Unpack to [B, channels, h, w]."""
+        """Unpack to [B, channels, 1, h, w]."""
         high, wide = self.options.height, self.options.width
-        return QwenImagePipeline._unpack_latents(x, high, wide, self.vae.factor).squeeze(2)
-
-
-class StatisticsVae:
-    """An autoencoder of videos whose config has a mean and a standard deviation for each channel of its latents.
-
-    A picture is a video of one frame, but goes without the dim of frames: latents [B, C, h, w], pixels [B, 3, H, W].
-    """
-
-    def __init__(self, module: Any, factor: int) -> None:
-        """Take the part `vae` of a pipeline, and how many pixels of a side become one cell."""
-        self.module = module
-        self.factor = factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents [B, C, h, w] or [B, C, F, h, w] into pixels [B, 3, H, W] or [B, F, 3, H, W]."""
-        is_video = latents.ndim == 5
-        mean, std = self._statistics(latents)
-        latents = ((latents if is_video else latents.unsqueeze(2)) * std + mean).to(self.module.dtype)
-        pixels = self.module.decode(latents, return_dict=False)[0].float()
-        return pixels.transpose(1, 2) if is_video else pixels.squeeze(2)
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Turn pixels [B, 3, H, W] or [B, F, 3, H, W] into latents."""
-        is_video = pixels.ndim == 5
-        frames = (pixels.transpose(1, 2) if is_video else pixels.unsqueeze(2)).to(self.module.dtype)
-        latents = self.module.encode(frames, return_dict=False)[0].mode().float()
-        mean, std = self._statistics(latents)
-        scaled = (latents - mean) / std
-        return scaled if is_video else scaled.squeeze(2)
-
-    def cells(self, masks: Tensor) -> Tensor:
-        """Mark cells [B, C, h, w]."""
-        return max_pool2d(masks, self.factor).expand(-1, self.module.config.z_dim, -1, -1)
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation, [C, 1, 1, 1] on the device of `latents`."""
-        config = self.module.config
-        mean, std = (
-            torch.tensor(numbers, device=latents.device) for numbers in (config.latents_mean, config.latents_std)
-        )
-        return mean[:, None, None, None], std[:, None, None, None]
+        return QwenImagePipeline._unpack_latents(x, high, wide, self.vae.factor)

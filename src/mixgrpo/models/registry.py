@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Where diffusers looks for an adapter in a folder."""
 
+SECOND_LORA_FILE = f"transformer_2/{LORA_FILE}"
+"""Beside it, that of the second of two transformers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Family:

@@ -12,6 +12,7 @@ from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.schedule import scheduler_sigmas
 from mixgrpo.models.vae import ImageVae
+from mixgrpo.shapes.blocks import ATTENTION_TARGETS
 
 _TIMES = 1000.0
 """The transformer counts time in thousandths."""
@@ -22,16 +23,7 @@ class StableDiffusion3Model(PipelineModel):
 
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizer = "tokenizer_3"
-    lora_targets = (
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-    )
+    lora_targets = ATTENTION_TARGETS
     comfyui_layers = SD3_LAYERS
 
     def __init__(self, pipeline: StableDiffusion3Pipeline, options: ModelOptions) -> None:

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from mixgrpo.errors import ModelError
 from mixgrpo.models.base import Conditioning, times
+from mixgrpo.models.clips import SIDES, ClipModel
 from mixgrpo.models.options import ModelOptions
-from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
+from mixgrpo.models.pipeline import Device, Parts, Row
+from mixgrpo.models.registry import LORA_FILE, SECOND_LORA_FILE
 from mixgrpo.models.schedule import scheduler_sigmas, unipc_sigmas
 from mixgrpo.models.stages import TwoStageTransformer
 from mixgrpo.models.video_vae import VideoVae
@@ -25,17 +27,26 @@ from mixgrpo.models.video_vae import VideoVae
 _THOUSAND = 1000.0
 """The transformer counts time in thousandths."""
 
-_SIDES = 16
-"""The pipeline refuses sides that are no multiples of this, whatever VAE and patch need."""
+
+class EulerSteps(FlowMatchEulerDiscreteScheduler):
+    """Steps between `levels`, whatever number is asked for."""
+
+    levels: Sequence[float] = ()
+
+    def set_timesteps(self, *args: Any, device: Any = None, **kwargs: Any) -> None:
+        """Take the levels."""
+        del args, kwargs
+        super().set_timesteps(sigmas=list(self.levels), device=device)
 
 
-class WanModel(PipelineModel):
+class WanModel(ClipModel):
     """A `WanPipeline`: x is [B, channels, (F - 1) / 4 + 1, height / f, width / f], f the VAE's factor."""
 
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     float32_parts = ("vae",)  # as Wan's own pages load it
+    compares_in_euler_steps = True
 
     def __init__(self, pipeline: WanPipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it.
@@ -46,19 +57,18 @@ class WanModel(PipelineModel):
         super().__init__(pipeline, options)
         self._network = _network(self.pipeline)
         self.has_two_stages = isinstance(self._network, TwoStageTransformer)
-        config = self.pipeline.vae.config
-        self.vae = VideoVae.with_statistics(self.pipeline.vae, factor=config.scale_factor_spatial)
-        self.latent_shape = (
-            self.pipeline.transformer.config.in_channels,
-            (options.num_frames - 1) // config.scale_factor_temporal + 1,
-            options.height // config.scale_factor_spatial,
-            options.width // config.scale_factor_spatial,
+        vae: Any = pipeline.vae
+        self.vae = VideoVae.with_statistics(vae, factor=vae.config.scale_factor_spatial)
+        self.latent_shape = self.shape_of_latents(
+            channels=self.pipeline.transformer.config.in_channels,
+            factor=vae.config.scale_factor_spatial,
+            frames=vae.config.scale_factor_temporal,
         )
 
     @classmethod
     def side_multiple(cls, parts: Parts) -> int:
         """Return the VAE's factor times the transformer's patch, and at least 16."""
-        return math.lcm(_SIDES, parts["vae"].get("scale_factor_spatial", 8) * parts["transformer"]["patch_size"][1])
+        return math.lcm(SIDES, parts["vae"].get("scale_factor_spatial", 8) * parts["transformer"]["patch_size"][1])
 
     @classmethod
     def frame_multiple(cls, parts: Parts) -> int:
@@ -120,33 +130,46 @@ class WanModel(PipelineModel):
         positive, negative = self._predict(x, sigma, conditioning), self._predict_negative(x, sigma)
         return negative + scale * (positive - negative)
 
-    def pack(self, latents: Tensor) -> Tensor:
-        """Leave latents as they are."""
-        return latents
+    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
+        """Return what the pipeline's own call takes, with the second scale where there is one."""
+        second = {"guidance_scale_2": scale} if (scale := self.options.guidance_scale_2) else {}
+        return {**super().pipeline_arguments(x), **second}
 
-    def unpack(self, x: Tensor) -> Tensor:
-        """Leave latents as they are."""
-        return x
+    def pipeline_picture(self, prompt: str, x: Tensor, *, num_steps: int) -> Tensor:
+        """Return what the pipeline's loop draws in Euler steps, which ours takes, between the same noise levels."""
+        shipped, euler = self.pipeline.scheduler, EulerSteps(shift=1.0)
+        euler.levels = self.sigmas(num_steps)[:-1]
+        self.pipeline.scheduler = euler
+        try:
+            return super().pipeline_picture(prompt, x, num_steps=num_steps)
+        finally:
+            self.pipeline.scheduler = shipped
 
     def save_lora(self, folder: Path) -> None:
-        """Write the adapter; of two transformers, the second's in `folder/transformer_2`.
+        """Write the adapter; of two transformers, the second's in a folder of its own.
 
-        The pipeline loads that one with `load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`.
+        The pipeline takes that one by `load_lora_weights(folder, weight_name=SECOND_LORA_FILE,
+        load_into_transformer_2=True)`.
         """
         if not self.has_two_stages:
             super().save_lora(folder)
             return
         network: Any = self._network
         weights: Any = get_peft_model_state_dict(network)
-        for part, place in (("transformer.", folder), ("transformer_2.", folder / "transformer_2")):
+        for part, file in (("transformer.", folder / LORA_FILE), ("transformer_2.", folder / SECOND_LORA_FILE)):
             self.pipeline.save_lora_weights(
-                place,
+                file.parent,
                 transformer_lora_layers={
                     name.removeprefix(part): tensor for name, tensor in weights.items() if name.startswith(part)
                 },
                 transformer_lora_adapter_metadata=network.peft_config["default"].to_dict(),
                 safe_serialization=True,
             )
+
+    def _load_lora(self, folder: Path) -> None:
+        super()._load_lora(folder)
+        if self.has_two_stages:
+            self.pipeline.load_lora_weights(folder, weight_name=SECOND_LORA_FILE, load_into_transformer_2=True)
 
 
 def _network(pipeline: Any) -> nn.Module:

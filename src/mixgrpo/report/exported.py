@@ -12,7 +12,7 @@ from mixgrpo.shapes.files import BUNDLED
 MARKER = "mixgrpo.json"
 """Says of a folder that we wrote it, and from what."""
 
-_CALL = ("height", "width", "num_frames", "guidance_scale", "max_sequence_length")
+_CALL = ("height", "width", "num_frames", "guidance_scale", "guidance_scale_2", "max_sequence_length")
 """Settings of a model that its pipeline's call takes under the same names."""
 _FRAMES_PER_SECOND = 16
 
@@ -35,6 +35,8 @@ class Exported:
     call: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the pipeline's call with which held-out images were drawn."""
     has_comfyui: bool = False
+    second_adapter: str = ""
+    """File, in a folder beside the adapter's own, for the second of two transformers."""
     no_comfyui: str = ""
     """Why there is no file for ComfyUI beside an adapter."""
 
@@ -55,6 +57,8 @@ def call_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: model[name] for name in _CALL if name in model}
     if found.get("num_frames") == 1:
         del found["num_frames"]
+    if found.get("guidance_scale_2") == 0:
+        del found["guidance_scale_2"]
     if model.get("negative_prompt"):
         found["negative_prompt"] = model["negative_prompt"]
     return {**found, "num_inference_steps": config["eval"]["num_steps"]}
@@ -106,6 +110,9 @@ def loading_code(exported: Exported, where: str, *, prompt: str = "a prompt", ba
     lines = [*imports, "", f"pipe = {exported.pipeline}.from_pretrained({source}{dtype})"]
     if exported.is_adapter:
         lines.append(f"pipe.load_lora_weights({_quoted(where)})")
+        if exported.second_adapter:
+            second = f"weight_name={_quoted(exported.second_adapter)}, load_into_transformer_2=True"
+            lines.append(f"pipe.load_lora_weights({_quoted(where)}, {second})")
     lines += ["result = pipe(", f"    {_quoted(prompt)},"]
     lines += [f"    {name}={_quoted(v) if isinstance(v, str) else v}," for name, v in exported.call.items()]
     if exported.is_video:

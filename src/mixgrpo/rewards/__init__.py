@@ -14,6 +14,9 @@ from typing import Any
 from mixgrpo.errors import ConfigError
 from mixgrpo.rewards.base import NamedReward, Reward, Scores
 
+_CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+"""The model that PickScore and HPSv2 were trained from."""
+
 
 def _ocr(*, threads: int = 1) -> Reward:
     from mixgrpo.rewards.ocr import OcrReward  # noqa: PLC0415
@@ -72,49 +75,28 @@ def _vlm(**options: Any) -> Reward:
 
 
 def _clip_score(
-    *,
-    path: str = "apple/DFN5B-CLIP-ViT-H-14-378",
-    tokenizer: str = "openai/clip-vit-large-patch14",
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch_size: int = 16,
+    *, path: str = "apple/DFN5B-CLIP-ViT-H-14-378", tokenizer: str = "openai/clip-vit-large-patch14", **placement: Any
 ) -> Reward:
-    from mixgrpo.rewards.clip import Placement  # noqa: PLC0415
     from mixgrpo.rewards.clip_score import ClipScoreReward  # noqa: PLC0415
+    from mixgrpo.rewards.placement import Placement  # noqa: PLC0415
 
-    placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
-    return ClipScoreReward(path, tokenizer, placement=placement)
+    return ClipScoreReward(path, tokenizer, placement=Placement(**placement))
 
 
 def _pickscore(
-    *,
-    path: str = "yuvalkirstain/PickScore_v1",
-    processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-    divide_by: float = 1.0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch_size: int = 16,
+    *, path: str = "yuvalkirstain/PickScore_v1", processor: str = _CLIP_H, divide_by: float = 1.0, **placement: Any
 ) -> Reward:
-    from mixgrpo.rewards.clip import Placement  # noqa: PLC0415
     from mixgrpo.rewards.pickscore import PickScoreReward  # noqa: PLC0415
+    from mixgrpo.rewards.placement import Placement  # noqa: PLC0415
 
-    placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
-    return PickScoreReward(path, processor, divide_by=divide_by, placement=placement)
+    return PickScoreReward(path, processor, divide_by=divide_by, placement=Placement(**placement))
 
 
-def _hpsv2(
-    *,
-    path: str = "xswu/HPSv2",
-    tokenizer: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch_size: int = 16,
-) -> Reward:
-    from mixgrpo.rewards.clip import Placement  # noqa: PLC0415
+def _hpsv2(*, path: str = "xswu/HPSv2", tokenizer: str = _CLIP_H, **placement: Any) -> Reward:
     from mixgrpo.rewards.hpsv2 import HpsV2Reward  # noqa: PLC0415
+    from mixgrpo.rewards.placement import Placement  # noqa: PLC0415
 
-    placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
-    return HpsV2Reward(path, tokenizer, placement=placement)
+    return HpsV2Reward(path, tokenizer, placement=Placement(**placement))
 
 
 def _aesthetic(
@@ -122,15 +104,12 @@ def _aesthetic(
     path: str = "openai/clip-vit-large-patch14",
     head: str = "sac+logos+ava1-l14-linearMSE.pth",
     divide_by: float = 1.0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch_size: int = 16,
+    **placement: Any,
 ) -> Reward:
     from mixgrpo.rewards.aesthetic import AestheticReward  # noqa: PLC0415
-    from mixgrpo.rewards.clip import Placement  # noqa: PLC0415
+    from mixgrpo.rewards.placement import Placement  # noqa: PLC0415
 
-    placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
-    return AestheticReward(path, head, divide_by=divide_by, placement=placement)
+    return AestheticReward(path, head, divide_by=divide_by, placement=Placement(**placement))
 
 
 REWARDS: dict[str, Callable[..., Reward]] = {

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.rewards.base import mask_unscorable
-from mixgrpo.rewards.clip import ClipEncoder, Placement
+from mixgrpo.rewards.clip import ClipEncoder
 from mixgrpo.rewards.clip_files import Source, load_clip_model, read_weights, require_file
 from mixgrpo.rewards.pixels import Preparation
+from mixgrpo.rewards.placement import Placement
 
 MODEL = "openai/clip-vit-large-patch14"
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"

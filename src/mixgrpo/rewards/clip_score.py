@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mixgrpo.rewards.base import mask_unscorable
-from mixgrpo.rewards.clip import ClipEncoder, Placement
+from mixgrpo.rewards.clip import ClipEncoder
 from mixgrpo.rewards.clip_files import TOKENIZER_FILES, Source, load_clip
 from mixgrpo.rewards.clip_text import ClipTokens
+from mixgrpo.rewards.placement import Placement
 
 MODEL = "apple/DFN5B-CLIP-ViT-H-14-378"
 """What MixGRPO loads under its former name, DFN5B-CLIP-ViT-H-14-384."""

@@ -13,14 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
     CLIPModel,
     Mask2FormerForUniversalSegmentation,
 )
 
-from mixgrpo.rewards.pictures import clip_pixels
+from mixgrpo.rewards.pixels import Preparation
 from mixgrpo.rewards.scene import COLORS, Box, Detection
 from mixgrpo.rewards.weights import WeightsSource
 
@@ -61,12 +60,9 @@ class Mask2FormerDetector:
         Raises:
             RewardError: A file is missing, or it is another network.
         """
-        config = source.load(AutoConfig)
-        if config.model_type != "mask2former":
-            raise source.error(f"its config.json is that of {config.model_type!r}, not of 'mask2former'")
-        self._processor: Any = source.load(AutoImageProcessor)
         self._model: Any = source.load_model(Mask2FormerForUniversalSegmentation).to(device)
-        self._labels = {i: geneval_name(name) for i, name in config.id2label.items()}
+        self._processor: Any = source.load(AutoImageProcessor)
+        self._labels = {i: geneval_name(name) for i, name in self._model.config.id2label.items()}
         self._device = device
 
     @property
@@ -107,11 +103,9 @@ class ColorNamer:
         Raises:
             RewardError: A file is missing, or it is another network.
         """
-        config = source.load(AutoConfig)
-        if config.model_type != "clip":
-            raise source.error(f"its config.json is that of {config.model_type!r}, not of 'clip'")
-        self._tokenizer: Any = source.load(AutoTokenizer)
         self._model: Any = source.load_model(CLIPModel).to(device)
+        self._tokenizer: Any = source.load(AutoTokenizer)
+        self._prepare = Preparation(size=self._model.config.vision_config.image_size, fit="crop_even")
         self._device = device
         self._known: dict[str, Tensor] = {}
 
@@ -119,7 +113,7 @@ class ColorNamer:
         """Return the colour of every crop, which shows an object of the class `label`."""
         if not crops:
             return []
-        pixels = clip_pixels(crops, self._model.config.vision_config.image_size).to(self._device)
+        pixels = self._prepare.of_pictures(crops).to(self._device)
         seen = self._model.visual_projection(self._model.vision_model(pixel_values=pixels).pooler_output)
         nearest = (seen @ self._directions(label).T).argmax(dim=1)
         return [COLORS[i] for i in nearest.tolist()]

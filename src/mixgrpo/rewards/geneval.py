@@ -20,9 +20,10 @@ from torch import Tensor
 from mixgrpo.errors import ConfigError, RewardError
 from mixgrpo.rewards.base import Scores, mask_unscorable
 from mixgrpo.rewards.detector import ColorNamer, Found, Mask2FormerDetector, cut_out
-from mixgrpo.rewards.pictures import as_pictures
+from mixgrpo.rewards.pixels import as_pictures
+from mixgrpo.rewards.placement import Placement
 from mixgrpo.rewards.scene import Detection, Scene, Verdict, judge, read_scene, select
-from mixgrpo.rewards.weights import WeightsSource, check_batch_size, pick_device
+from mixgrpo.rewards.weights import WeightsSource
 
 _NEEDED = (
     "config.json, preprocessor_config.json and model.safetensors (0.26 GB) of "
@@ -62,7 +63,7 @@ class GenEvalReward:
             ConfigError: A number is out of its range, or the device is none.
             RewardError: A file is missing, or does not fit; the message says what to download.
         """
-        check_batch_size(self.name, batch_size)
+        placement = Placement(device=device, batch_size=batch_size)
         for option, figure in (("threshold", threshold), ("counting_threshold", counting_threshold)):
             if not 0 <= figure < 1:
                 raise ConfigError(f"the geneval reward's {option} must be from 0 to below 1, got {figure}")
@@ -71,7 +72,7 @@ class GenEvalReward:
                 f"the geneval reward needs max_objects of at least 1, max_overlap above 0 and up to 1, and "
                 f"position_margin of at least 0, got {max_objects}, {max_overlap} and {position_margin}"
             )
-        picked = pick_device(self.name, device)
+        picked = placement.torch_device
         self._detector = Mask2FormerDetector(WeightsSource(self.name, "path", path, _NEEDED), picked)
         self._namer = ColorNamer(WeightsSource(self.name, "clip", clip, _NEEDED_CLIP), picked)
         self._partial = partial

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mixgrpo.rewards.base import mask_unscorable
-from mixgrpo.rewards.clip import ClipEncoder, Placement
+from mixgrpo.rewards.clip import ClipEncoder
 from mixgrpo.rewards.clip_files import TOKENIZER_FILES, Source, read_weights, require_file
 from mixgrpo.rewards.clip_text import ClipTokens
 from mixgrpo.rewards.open_clip import VIT_H_14, Architecture, build_clip
 from mixgrpo.rewards.pixels import Preparation
+from mixgrpo.rewards.placement import Placement
 
 CHECKPOINT = "HPS_v2.1_compressed.pt"
 REPOSITORY = "xswu/HPSv2"

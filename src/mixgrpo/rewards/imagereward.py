@@ -20,8 +20,9 @@ from transformers import BertTokenizer
 from mixgrpo.errors import RewardError
 from mixgrpo.rewards.base import mask_unscorable
 from mixgrpo.rewards.imagereward_model import load_imagereward
-from mixgrpo.rewards.pictures import as_pictures, clip_pixels
-from mixgrpo.rewards.weights import WeightsSource, check_batch_size, pick_device, pick_dtype
+from mixgrpo.rewards.pixels import Preparation
+from mixgrpo.rewards.placement import Placement
+from mixgrpo.rewards.weights import WeightsSource
 
 _MAX_TOKENS = 35
 
@@ -52,14 +53,14 @@ class ImageReward:
             ConfigError: The device, the dtype or the batch size is none.
             RewardError: A file is missing, cannot be read, or does not fit; the message says what to download.
         """
-        check_batch_size(self.name, batch_size)
-        self._device, tower_dtype = pick_device(self.name, device), pick_dtype(self.name, dtype)
+        placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
         source = WeightsSource(self.name, "path", path, _NEEDED)
         checkpoint = source.find("ImageReward.safetensors", "ImageReward.pt")
         model = load_imagereward(checkpoint, source.find("med_config.json"))
         self._tokenizer = _load_tokenizer(path, tokenizer, model.text.config.vocab_size)
-        self._model = model.to_inference(self._device, tower_dtype)
-        self._batch_size = batch_size
+        self._device, self._batch_size = placement.torch_device, batch_size
+        self._model = model.to_inference(self._device, placement.torch_dtype)
+        self._prepare = Preparation(size=self._model.image_size, fit="crop_even")
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -70,7 +71,7 @@ class ImageReward:
         return mask_unscorable(torch.cat(scores), images)
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        pixels = clip_pixels(as_pictures(images), self._model.image_size)
+        pixels = self._prepare(images)
         tokens = self._tokenizer(
             [str(prompt) for prompt in prompts],
             padding="max_length",

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.rewards.base import mask_unscorable
-from mixgrpo.rewards.clip import ClipEncoder, Placement
+from mixgrpo.rewards.clip import ClipEncoder
 from mixgrpo.rewards.clip_files import TOKENIZER_FILES, Source, load_clip_model, read_preparation
 from mixgrpo.rewards.clip_text import ClipTokens
+from mixgrpo.rewards.placement import Placement
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

@@ -11,6 +11,7 @@ All start from what a saved file would hold: colours rounded to 8 bits. From the
   and right. That is what torchvision from 0.17 on does in that code; before, it did not smooth when shrinking.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,9 +48,15 @@ class Preparation:
 
         Pixels that are not finite become numbers; the score of such a picture is NaN whatever they are.
         """
-        squares = torch.stack([self._square(picture) for picture in as_saved(images)])
+        return self._normalised([self._square(picture) for picture in as_saved(images)])
+
+    def of_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Prepare RGB pictures of any sizes: float32 [B, 3, size, size]."""
+        return self._normalised([self._square(_as_tensor(picture)) for picture in pictures])
+
+    def _normalised(self, squares: list[Tensor]) -> Tensor:
         mean, std = (torch.tensor(figures).view(3, 1, 1) for figures in (self.mean, self.std))
-        return (squares - mean) / std
+        return (torch.stack(squares) - mean) / std
 
     def _square(self, picture: Tensor) -> Tensor:
         height, width = picture.shape[-2:]
@@ -69,9 +76,22 @@ class Preparation:
 
 def _scale(picture: Tensor, height: int, width: int) -> Tensor:
     """Scale a picture [3, H, W] of 8-bit colours in [0, 1] as Pillow does, to 8-bit colours in [0, 1]."""
-    pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0)
-    scaled = Image.fromarray(pixels.numpy()).resize((width, height), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(scaled)).permute(2, 0, 1).float() / 255
+    (whole,) = as_pictures(picture[None])
+    return _as_tensor(whole.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def as_pictures(images: Tensor) -> list[Image.Image]:
+    """Turn images [B, 3, H, W] in [0, 1] into pictures of 8 bits, as a saved file holds them.
+
+    Pixels that are not finite become numbers too: the score of such a picture is NaN whatever is seen in it.
+    """
+    pixels = (as_saved(images) * 255).round().to("cpu", torch.uint8)
+    return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pixels]
+
+
+def _as_tensor(picture: Image.Image) -> Tensor:
+    """Return a picture's colours in [0, 1]: float32 [3, H, W]."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
 def _pad(picture: Tensor, size: int) -> Tensor:

@@ -1,15 +1,14 @@
-"""Where the weights of a reward come from, and where they run. Every error names the reward and what to download."""
+"""Where the weights of a reward come from. Every error names the reward and what to download."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
-from mixgrpo.errors import ConfigError, RewardError
+from mixgrpo.errors import RewardError
 from mixgrpo.shapes.files import is_hub_id
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +74,11 @@ class WeightsSource:
         """Load a transformers model in float32 from safetensors, all weights accounted for, frozen, for inference.
 
         Raises:
-            RewardError: See `load`.
+            RewardError: See `load`; or the config there is that of another kind of model.
         """
+        kind, wanted = self.load(AutoConfig).model_type, model_class.config_class.model_type
+        if kind != wanted:
+            raise self.error(f"its config.json is that of {kind!r}, not of {wanted!r}")
         model = self.load(
             model_class,
             use_safetensors=True,
@@ -107,44 +109,3 @@ class WeightsSource:
 def shown(names: list[str], most: int = 5) -> str:
     """Return the first few of `names` for a message, with how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def pick_device(reward: str, device: str) -> torch.device:
-    """Return the device that a reward's option names; "auto" is cuda if there is one, else the CPU.
-
-    A bare "cuda" becomes the current device with its number, for the scorer's threads have a current device of their
-    own, which is always the first.
-
-    Raises:
-        ConfigError: It is no device, or not there.
-    """
-    try:
-        picked = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"the {reward} reward's device {device!r} is no torch device: use auto, cpu or cuda:0"
-        ) from error
-    if picked.type != "cuda":
-        return picked
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"the {reward} reward's device is {device!r}, but torch sees no CUDA device here; use auto or cpu"
-        )
-    return picked if picked.index is not None else torch.device("cuda", torch.cuda.current_device())
-
-
-def pick_dtype(reward: str, dtype: str) -> torch.dtype:
-    """Return the number format that a reward's option names.
-
-    Raises:
-        ConfigError: It is none of float32, bfloat16 and float16.
-    """
-    if dtype not in _DTYPES:
-        raise ConfigError(f"the {reward} reward's dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    return getattr(torch, dtype)
-
-
-def check_batch_size(reward: str, batch_size: int) -> None:
-    """Raise a ConfigError if a reward's `batch_size` is less than 1."""
-    if batch_size < 1:
-        raise ConfigError(f"the {reward} reward's batch_size must be at least 1, got {batch_size}")

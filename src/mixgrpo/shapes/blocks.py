@@ -8,6 +8,18 @@ from mixgrpo.shapes.layers import Kept, Layer, attention, linear
 TIME_CHANNELS = 256
 """Sines and cosines of the time and of the guidance."""
 
+ATTENTION_TARGETS = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+)
+"""Names in diffusers of the layers of an attention of two streams: those of the picture, then those of the text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Heads:
@@ -35,6 +47,41 @@ class Stream:
     head_norms: tuple[str, ...]
     out: str
     feed: str
+
+
+def picture_stream(*, rows: int, modulation: str, norms: tuple[str, str], feed: str) -> Stream:
+    """Return the stream of the picture, whose layers in the attention have one name in all families."""
+    return Stream(
+        rows=rows,
+        modulation=modulation,
+        norms=norms,
+        projections=("to_q", "to_k", "to_v"),
+        head_norms=("norm_q", "norm_k"),
+        out="to_out.0",
+        feed=feed,
+    )
+
+
+def text_stream(*, rows: int, modulation: str, norms: tuple[str, str], feed: str) -> Stream:
+    """Return the stream of the text."""
+    return Stream(
+        rows=rows,
+        modulation=modulation,
+        norms=norms,
+        projections=("add_q_proj", "add_k_proj", "add_v_proj"),
+        head_norms=("norm_added_q", "norm_added_k"),
+        out="to_add_out",
+        feed=feed,
+    )
+
+
+def last_layers(width: int, channels: int, *, rows: int, stage: int) -> list[Layer]:
+    """Return what makes `channels` numbers of every token after the blocks."""
+    return [
+        modulation("norm_out.linear", width, parts=2, rows=rows, block=-1, products=1),
+        layer_norm("norm_out.norm", width, rows=rows, block=-1, stage=stage),
+        linear("proj_out", width, channels, rows=rows, stage=stage),
+    ]
 
 
 def modulation(name: str, width: int, *, parts: int, rows: int, block: int, products: int) -> Layer:

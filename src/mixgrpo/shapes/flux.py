@@ -2,14 +2,18 @@
 
 from mixgrpo.shapes.autoencoder import autoencoder_parts, decoder_peak
 from mixgrpo.shapes.blocks import (
+    ATTENTION_TARGETS,
     TIME_CHANNELS,
     Heads,
     Stream,
     activation,
     head_norm,
     joint_attention,
+    last_layers,
     layer_norm,
     modulation,
+    picture_stream,
+    text_stream,
     two_stream_block,
 )
 from mixgrpo.shapes.files import ModelFiles, Numbers
@@ -18,14 +22,7 @@ from mixgrpo.shapes.shape import ImageSize, Shape
 from mixgrpo.shapes.text import clip_encoder, t5_encoder
 
 LORA_TARGETS: tuple[str, ...] = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
+    *ATTENTION_TARGETS,
     "ff.net.0.proj",
     "ff.net.2",
     "ff_context.net.0.proj",
@@ -83,11 +80,7 @@ def flux_transformer(config: Numbers, *, text: int, image: int) -> Network:
         stage += 3
     patch = config.get("patch_size", 1) ** 2
     channels = config.get("out_channels") or config["in_channels"]
-    layers += [
-        modulation("norm_out.linear", width, parts=2, rows=image, block=-1, products=1),
-        layer_norm("norm_out.norm", width, rows=image, block=-1, stage=stage),
-        linear("proj_out", width, patch * channels, rows=image, stage=stage),
-    ]
+    layers += last_layers(width, patch * channels, rows=image, stage=stage)
     return Network(layers, boundary=(text + image) * width)
 
 
@@ -107,22 +100,11 @@ def _condition(config: Numbers, width: int) -> list[Layer]:
 
 def _streams(*, text: int, image: int) -> tuple[Stream, Stream]:
     return (
-        Stream(
-            rows=image,
-            modulation="norm1.linear",
-            norms=("norm1.norm", "norm2"),
-            projections=("to_q", "to_k", "to_v"),
-            head_norms=("norm_q", "norm_k"),
-            out="to_out.0",
-            feed="ff",
-        ),
-        Stream(
+        picture_stream(rows=image, modulation="norm1.linear", norms=("norm1.norm", "norm2"), feed="ff"),
+        text_stream(
             rows=text,
             modulation="norm1_context.linear",
             norms=("norm1_context.norm", "norm2_context"),
-            projections=("add_q_proj", "add_k_proj", "add_v_proj"),
-            head_norms=("norm_added_q", "norm_added_k"),
-            out="to_add_out",
             feed="ff_context",
         ),
     )

@@ -1,11 +1,13 @@
 """Qwen-Image: `QwenImageTransformer2DModel` with Qwen2.5-VL as text encoder and an autoencoder of videos."""
 
 from mixgrpo.shapes.blocks import (
+    ATTENTION_TARGETS,
     TIME_CHANNELS,
     Heads,
     Stream,
-    layer_norm,
-    modulation,
+    last_layers,
+    picture_stream,
+    text_stream,
     two_stream_block,
     unread_after_attention,
 )
@@ -16,14 +18,7 @@ from mixgrpo.shapes.text import qwen_vl_encoder, qwen_vl_eyes
 from mixgrpo.shapes.video_autoencoder import video_autoencoder_parts, video_decoder_peak
 
 LORA_TARGETS: tuple[str, ...] = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
+    *ATTENTION_TARGETS,
     "img_mlp.net.0.proj",
     "img_mlp.net.2",
     "txt_mlp.net.0.proj",
@@ -88,32 +83,13 @@ def qwen_image_transformer(config: Numbers, *, text: int, image: int) -> Network
         layers += unread_after_attention(built, streams[1]) if block == config["num_layers"] - 1 else built
         stage += 4
     patch = config["patch_size"] ** 2
-    layers += [
-        modulation("norm_out.linear", width, parts=2, rows=image, block=-1, products=1),
-        layer_norm("norm_out.norm", width, rows=image, block=-1, stage=stage),
-        linear("proj_out", width, patch * (config["out_channels"] or config["in_channels"]), rows=image, stage=stage),
-    ]
+    channels = config["out_channels"] or config["in_channels"]
+    layers += last_layers(width, patch * channels, rows=image, stage=stage)
     return Network(layers, boundary=(text + image) * width)
 
 
 def _streams(*, text: int, image: int) -> tuple[Stream, Stream]:
     return (
-        Stream(
-            rows=image,
-            modulation="img_mod.1",
-            norms=("img_norm1", "img_norm2"),
-            projections=("to_q", "to_k", "to_v"),
-            head_norms=("norm_q", "norm_k"),
-            out="to_out.0",
-            feed="img_mlp",
-        ),
-        Stream(
-            rows=text,
-            modulation="txt_mod.1",
-            norms=("txt_norm1", "txt_norm2"),
-            projections=("add_q_proj", "add_k_proj", "add_v_proj"),
-            head_norms=("norm_added_q", "norm_added_k"),
-            out="to_add_out",
-            feed="txt_mlp",
-        ),
+        picture_stream(rows=image, modulation="img_mod.1", norms=("img_norm1", "img_norm2"), feed="img_mlp"),
+        text_stream(rows=text, modulation="txt_mod.1", norms=("txt_norm1", "txt_norm2"), feed="txt_mlp"),
     )

@@ -11,6 +11,7 @@ from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import NftLossConfig
 from mixgrpo.errors import CheckpointError, ConfigError
 from mixgrpo.models import FlowModel, load_model
+from mixgrpo.models.registry import SECOND_LORA_FILE
 from mixgrpo.report.card import write_card
 from mixgrpo.report.exported import MARKER, Exported, call_arguments, write_marker
 from mixgrpo.train.checkpoint import Which, find_checkpoint, load_weights
@@ -113,6 +114,7 @@ def export_run(
         pipeline=policy.model.pipeline_class,
         dtype=config.model.dtype,
         call=call_arguments(config.model_dump(mode="json")),
+        second_adapter=SECOND_LORA_FILE if (writing / SECOND_LORA_FILE).is_file() else "",
         has_comfyui=policy.uses_lora and not no_comfyui,
         no_comfyui=no_comfyui,
     )
