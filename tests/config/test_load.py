@@ -8,7 +8,13 @@ import pytest
 
 from mixgrpo.config.load import dump_resolved, load_config, preset_text
 from mixgrpo.config.presets import preset_names, read_preset
-from mixgrpo.config.sections import FrozenWindowConfig, RandomWindowConfig, SlidingWindowConfig
+from mixgrpo.config.sections import (
+    FrozenWindowConfig,
+    GrpoLossConfig,
+    NftLossConfig,
+    RandomWindowConfig,
+    SlidingWindowConfig,
+)
 from mixgrpo.errors import ConfigError
 
 
@@ -76,6 +82,13 @@ def test_another_window_keeps_what_both_kinds_have() -> None:
     )
     frozen = load_config("flux-nano", ["--window.start=1", "--window.type=frozen"]).window
     assert frozen == FrozenWindowConfig(size=2, start=1)
+
+
+def test_another_loss_keeps_what_both_kinds_have() -> None:
+    args = ["--loss.type", "nft", "--loss.beta", "0.1", "--rollout.kernel", "ode", "--rollout.noise_spread", "1"]
+    assert load_config("flux-nano", args).loss == NftLossConfig(micro_batch=60, beta=0.1)
+    grpo = load_config("flux-nano-neighbor-grpo", ["--loss.type=grpo", "--rollout.kernel=cps"]).loss
+    assert grpo == GrpoLossConfig(micro_batch=60), "a clip range of a softmax is none of a density"
 
 
 def test_a_reward_can_be_added_and_given_options() -> None:

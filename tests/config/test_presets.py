@@ -72,7 +72,45 @@ def test_settings_are_laid_over_each_other() -> None:
     assert overlaid(below, {"w": {"type": "sliding", "size": 3}})["w"] == {"type": "sliding", "size": 3}
     assert overlaid(below, {"w": {"type": "frozen", "start": 0}})["w"] == {"type": "frozen", "start": 0}
     assert overlaid(below, {"r": [{"m": 1}]})["r"] == [{"m": 1}]
+    windows = {"window": {"type": "sliding", "size": 4, "stride": 1, "interval": 25}, "loss": {"type": "grpo"}}
+    assert overlaid(windows, {"window": {"type": "frozen", "start": 0}})["window"] == {
+        "type": "frozen",
+        "size": 4,
+        "start": 0,
+    }, "what the new type has too stays"
+    losses = {"loss": {"type": "grpo", "clip_range": 1e-4, "micro_batch": 7, "ratio": "plain"}}
+    assert overlaid(losses, {"loss": {"type": "neighbor"}})["loss"] == {"type": "neighbor", "micro_batch": 7}, (
+        "a clip range is on another scale there"
+    )
     assert below["t"] == {"x": 1, "y": {"z": 1}}, "what is below stays as it is"
+
+
+def test_a_model_may_be_based_on_another() -> None:
+    """The chain flux1-dev, flux1-dev-lora, flux1-dev-24gb: each says what differs; methods reach all of them."""
+    full, lora, small = (load_config(name) for name in ("flux1-dev", "flux1-dev-lora", "flux1-dev-24gb"))
+    assert (full.lora.rank, lora.lora.rank, small.lora.rank) == (0, 32, 32)
+    assert (full.model.quantize, lora.model.quantize, small.model.quantize) == ("off", "off", "nf4")
+    assert full.model == lora.model
+    assert full.window == lora.window == small.window
+    assert full.optim.lr < lora.optim.lr == small.optim.lr
+    assert [reward.use for reward in small.rewards] == [reward.use for reward in full.rewards]
+    assert load_config("flux1-dev-24gb-mixgrpo-flash").window == load_config("flux1-dev-mixgrpo-flash").window
+    assert load_config("flux1-dev-24gb-flow-grpo").eval.num_steps == 28, "a table for the model it is based on"
+
+
+def test_stable_diffusion_has_the_settings_of_table_3() -> None:
+    config = load_config("sd3.5-medium")
+    rollout, model = config.rollout, config.model
+    assert (model.height, model.width, model.guidance_scale) == (512, 512, 4.5)
+    assert (rollout.num_steps, rollout.group_size, rollout.eta, config.eval.num_steps) == (10, 24, 0.7, 40)
+    assert config.window == SlidingWindowConfig(size=4, stride=1, interval=150)
+    assert config.iterations == 6 * 150, "once to every place of the window"
+    assert (config.prompts_per_iteration, config.loss.updates_per_iteration) == (96, 1)
+    assert (config.optim.lr, config.optim.weight_decay) == (3e-4, 1e-4)
+    assert config.lora.rank > 0
+    assert (config.loss.kl_weight > 0, config.optim.ema_decay > 0) == (True, True)
+    cost = mean_cost(config, shared=False)
+    assert (cost.sampling, cost.update) == (10.0, 4.0)
 
 
 WORDS = 'title = "T"\nsummary = "s"\nsource = "p"\n'
@@ -103,13 +141,19 @@ def test_a_wrong_method_file_is_told(text: str, parts: list[str]) -> None:
         ("flux-nano-flash", "flux-nano-mixgrpo-flash"),
         ("flux-nano-dance", "flux-nano-dancegrpo"),
         ("flux1-dev-mixgrpo-flsh-star", "flux1-dev-mixgrpo-flash-star"),
-        ("mixgrpo-flash", "flux-nano-mixgrpo-flash"),
     ],
 )
 def test_a_wrong_name_is_told_with_the_right_one(given: str, meant: str) -> None:
     with pytest.raises(ConfigError) as caught:
         find_preset(given)
     assert meant in str(caught.value).partition("did you mean ")[2].partition("?")[0].split(" or ")
+
+
+def test_a_method_alone_is_told_with_its_models() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'mixgrpo-flash' is a method.*: flux-nano-mixgrpo-flash, flux1-dev-mixgrpo-flash"
+    ):
+        find_preset("mixgrpo-flash")
 
 
 def _says(raw: Any, path: tuple[str, ...]) -> bool:
@@ -153,7 +197,15 @@ def test_full_size_presets_have_the_settings_of_the_papers(name: str) -> None:
     assert (loss.clip_range, config.advantages.clip, loss.updates_per_iteration) == (1e-4, 5.0, 4)
     assert (optim.lr, optim.weight_decay, optim.max_grad_norm) == (1e-5, 1e-4, 1.0)
     assert (config.iterations, config.prompts_per_iteration, config.eval.num_steps) == (300, 32, 50)
-    assert "not part of this version" in preset_text(name)
+    assert [(reward.use, reward.weight) for reward in config.rewards] == [
+        ("hpsv2", 1.0),
+        ("pickscore", 1.0),
+        ("imagereward", 1.0),
+    ]
+    assert (config.prompts.train, config.prompts.heldout) == (
+        "hub:ymhao/HPDv2/train.json",
+        "hub:ymhao/HPDv2/test.json",
+    )
 
 
 def test_full_size_windows_and_tails_are_those_of_the_papers() -> None:

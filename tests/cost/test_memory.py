@@ -83,6 +83,33 @@ def test_ranks_share_the_weights_and_the_prompts() -> None:
     assert estimate(load_config("flux1-dev-mixgrpo", ["--lora.rank", "32"]), cuda=True).peak < 80e9
 
 
+def test_what_a_prompt_cache_and_offloading_leave_out_is_not_counted() -> None:
+    """T5-XXL's encoder and CLIP's text tower have 4.76 and 0.12 billion parameters, the VAE 84 million."""
+    lora = ["--lora.rank", "32", "--model.prompt_cache"]
+    held, cached = (estimate(load_config("flux1-dev", [*lora, folder]), cuda=True) for folder in ("", "somewhere"))
+    assert held.resident["text encoders and VAE"] == pytest.approx(2 * 4.97e9, rel=0.01)
+    assert cached.resident["text encoders and VAE"] == pytest.approx(2 * 84e6, rel=0.01)
+    away = estimate(load_config("flux1-dev", [*lora, "", "--model.offload", "true"]), cuda=True)
+    assert "text encoders and VAE" not in away.resident
+    assert away.phases["encoding"] == pytest.approx(2 * 4.88e9, rel=0.01)
+    assert away.phases["decoding"] - held.phases["decoding"] == pytest.approx(2 * 84e6, rel=0.01)
+
+
+def test_quantised_weights_and_slices_take_less() -> None:
+    lora = ["--lora.rank", "32", "--model.quantize"]
+    plain, eight, four = (
+        estimate(load_config("flux1-dev", [*lora, kind]), cuda=True) for kind in ("off", "int8", "nf4")
+    )
+    saved = [(plain.resident["weights"] - other.resident["weights"]) / 11.9e9 for other in (eight, four)]
+    assert saved == pytest.approx([2 - 1, 2 - 0.5625], rel=0.01), "bytes a parameter; nearly all are in matrices"
+    whole, sliced = (
+        estimate(load_config("flux1-dev-lora", ["--model.vae_decoding", how])).phases["decoding"]
+        for how in ("whole", "sliced")
+    )
+    assert whole == 4 * sliced
+    assert 8e9 < estimate(load_config("flux1-dev-24gb"), cuda=True).peak < 10e9
+
+
 def test_the_peak_of_this_process_is_seen() -> None:
     device = torch.device("cpu")
     before = reset_peak_memory(device)

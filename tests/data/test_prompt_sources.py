@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,6 +143,14 @@ def test_what_was_written_as_csv_is_read(
     assert [prompt.columns["note"] for prompt in found.prompts] == [first[text] for text in found.prompts]
 
 
+def test_a_list_in_a_json_file_may_hold_prompts_or_objects(tmp_path: Path) -> None:
+    entries = ["a fox", {"prompt": "an owl", "rank": [2, 1]}, {"prompt": "a fox", "rank": []}, "a line\nbreak"]
+    found = read_prompts(_file(tmp_path, "test.json", json.dumps(entries, indent=1)))
+    assert list(found.prompts) == ["a fox", "an owl", "a line\nbreak"]
+    assert [prompt.columns for prompt in found.prompts] == [{}, {"rank": [2, 1]}, {}]
+    assert (found.duplicates, found.conflicts) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -149,7 +158,14 @@ def test_what_was_written_as_csv_is_read(
         ("p.txt", b"a fox\nan \xe9lan", r"p\.txt, line 2: not UTF-8 text \(.*byte 0xe9"),
         ("p.txt", codecs.BOM_UTF8 + b"a fox", r"p\.txt, line 1: begins with a byte order mark"),
         ("p.txt", "a fox".encode("utf-16"), "byte order mark"),
-        ("p.json", "[]", r"ends in \.json; it must be \.txt .*\.jsonl .*or \.csv"),
+        ("p.xml", "[]", r"ends in \.xml; it must be \.txt .*\.json .*\.jsonl .*or \.csv"),
+        ("p.json", '{"prompt": "a fox"}', "holds an object, not a list"),
+        ("p.json", '{"prompt": "a"}\n{"prompt": "b"}', r"line 2: not JSON: Extra data.*name end in \.jsonl"),
+        ("p.json", '["a",\n"b" "c"]', r"line 2: not JSON: .*\(character 5\)"),
+        ("p.json", '["a", 3]', "entry 1: is a number, neither a prompt nor an object with 'prompt'"),
+        ("p.json", '[{"prompt": "a", "n": 1, "n": 2}]', "column 'n' is there twice"),
+        ("p.json", '[{"prompt": "a"}, {"text": "b"}]', "entry 1: there is no column 'prompt', only 'text'"),
+        ("p.json", "[]", "holds no prompt"),
         ("p.tsv", "prompt\tn", r"ends in \.tsv"),
         ("p.jsonl", codecs.BOM_UTF8 + b"{}", "byte order mark"),
         ("p.jsonl", '{"prompt": "a"}\n["b"]', r'p\.jsonl, line 2: holds a list, not an object such as \{"prompt"'),
@@ -190,7 +206,9 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"is not a file, nor one .*\(nano-heldout, .*\), nor hub:owner/name"):
             read_prompts(source)
     for source in ("hub:name", "hub:owner/name/more", "hub:owner/name:", "hub:"):
-        with pytest.raises(ConfigError, match="must be of the form hub:owner/name or hub:owner/name:split"):
+        with pytest.raises(
+            ConfigError, match="must be of the form hub:owner/name, hub:owner/name:split or, for one file"
+        ):
             read_prompts(source)
 
 
@@ -236,6 +254,30 @@ def test_a_dataset_of_the_hub_is_read() -> None:
             load_prompts(source, column="text")
     with pytest.raises(ConfigError, match="row 0: there is no column 'prompt', only 'text', 'n'"):
         load_prompts("hub:owner/name")
+
+
+def test_one_file_of_a_dataset_on_the_hub_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HPDv2 has it, whose script `datasets` does not run."""
+    published = _file(tmp_path, "abc123.json", json.dumps([{"prompt": "a fox", "rank": [1]}]))
+    asked: list[tuple[str, str, str]] = []
+
+    def download(dataset: str, name: str, *, repo_type: str) -> str:
+        asked.append((dataset, name, repo_type))
+        if name == "there/test.json":
+            return published
+        raise LocalEntryNotFoundError("An error happened.\nMore of it.")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    found = read_prompts("hub:owner/some.name/there/test.json")
+    assert list(found.prompts) == ["a fox"]
+    assert found.prompts[0].columns == {"rank": [1]}
+    assert asked == [("owner/some.name", "there/test.json", "dataset")]
+    with pytest.raises(
+        ConfigError, match=r"cannot be downloaded: An error happened\. .*dataset owner/n test\.json --local-dir"
+    ):
+        read_prompts("hub:owner/n/test.json")
+    with pytest.raises(ConfigError, match=r"hub:owner/some\.name/there/test\.json, entry 0: there is no column 'text'"):
+        read_prompts("hub:owner/some.name/there/test.json", column="text")
 
 
 def test_without_the_package_the_command_that_installs_it_is_told(

@@ -147,7 +147,7 @@ def _print_memory(memory: Memory, console: Console) -> None:
     held = ", ".join(f"{part} {size / unit:,.1f}" for part, size in memory.resident.items())
     phase, size = max(memory.phases.items(), key=lambda each: each[1])
     console.print(f"memory of one process on one device: {memory.peak / unit:,.0f} {name}")
-    lines = [f"{held}; on top, {size / unit:,.1f} at most ({phase}). Python, libraries and driver are not counted."]
+    lines = [f"{held}; on top, {size / unit:,.1f} at most ({phase}). Rewards, Python, libraries and driver are not counted."]
     _print_small(lines, console)
     console.print()
 

@@ -97,7 +97,8 @@ def add_prompts_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--prompts",
         metavar="FILE",
-        help="a .txt, .jsonl or .csv file of prompts, hub:owner/name[:split], or a list that comes with the package",
+        help="a .txt, .json, .jsonl or .csv file of prompts, hub:owner/name[:split], hub:owner/name/FILE, or a list "
+        "that comes with the package",
     )
     parser.add_argument("--column", metavar="NAME", help="the column of FILE that holds the prompt (default: prompt)")
 

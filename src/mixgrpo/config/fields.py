@@ -1,8 +1,8 @@
 """What the schema says about its own fields: its sections, what a value may be, every setting's name."""
 
 import types
-from collections.abc import Iterator
-from typing import Literal, Union, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -12,6 +12,8 @@ from mixgrpo.config.sections import Section
 UNION_TAG = "type"
 """Key that says which member of a union of sections is meant."""
 
+_OF_ITS_TYPE = frozenset({UNION_TAG, "clip_range"})
+"""Keys that say something else in every type: a likelihood's ratio moves on another scale than a softmax's."""
 _KINDS = {
     "integer": "a whole number",
     "number": "a number",
@@ -34,6 +36,14 @@ def variants(field: FieldInfo) -> dict[str, type[Section]]:
         return {}
     members: tuple[type[Section], ...] = get_args(field.annotation)
     return {member.model_fields[UNION_TAG].default: member for member in members}
+
+
+def retyped(name: str, table: Mapping[str, Any], kind: object) -> dict[str, Any]:
+    """Return a table of the section `name` as one of another type, with those of its settings that this has too."""
+    field = Config.model_fields.get(name)
+    member = variants(field).get(str(kind)) if field is not None else None
+    keys = member.model_fields.keys() - _OF_ITS_TYPE if member is not None else ()
+    return {key: value for key, value in table.items() if key in keys} | {UNION_TAG: kind}
 
 
 def item_section(field: FieldInfo) -> type[Section] | None:

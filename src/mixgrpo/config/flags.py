@@ -16,13 +16,23 @@ import tyro
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mixgrpo.config.fields import UNION_TAG, item_section, known_settings, placeholder, section_of, variants
+from mixgrpo.config.fields import (
+    UNION_TAG,
+    item_section,
+    known_settings,
+    placeholder,
+    retyped,
+    section_of,
+    variants,
+)
 from mixgrpo.config.messages import did_you_mean
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import Section
 from mixgrpo.errors import ConfigError
 
 Path = tuple[str, ...]
+
+_SECTIONS_OF_A_TYPE = tuple(name for name, field in Config.model_fields.items() if variants(field))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,7 @@ def read_overrides(
         ConfigError: if a flag is unknown or has no value.
     """
     args = [_with_underscores(arg) for arg in args]
-    raw = _with_window_type(raw, _window_type_given(args))
+    raw = _with_types(raw, _types_given(args))
     flags = {flag.path: flag for flag in flags_of(raw, args)}
     if not any(arg in ("-h", "--help") for arg in args):
         _check_flags(flags, args, prog, own)
@@ -80,7 +90,8 @@ def read_overrides(
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Mapping[Path, Any]) -> dict[str, Any]:
     """Return the file's content with the command line's settings in their places."""
-    data: Any = copy.deepcopy(_with_window_type(raw, overrides.get(("window", UNION_TAG))))
+    types = {name: overrides[name, UNION_TAG] for name in _SECTIONS_OF_A_TYPE if (name, UNION_TAG) in overrides}
+    data: Any = copy.deepcopy(_with_types(raw, types))
     for path, value in overrides.items():
         place = data
         for key, following in pairwise(path):
@@ -158,20 +169,23 @@ def _with_underscores(arg: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _window_type_given(args: Sequence[str]) -> str | None:
-    flag = f"--window.{UNION_TAG}"
-    given = [after for arg, after in pairwise(args) if arg == flag]
-    given += [arg.removeprefix(flag + "=") for arg in args if arg.startswith(flag + "=")]
-    return given[-1] if given else None
+def _types_given(args: Sequence[str]) -> dict[str, str]:
+    """Return the type that the command line gives each section that has several."""
+    given: dict[str, str] = {}
+    for name in _SECTIONS_OF_A_TYPE:
+        flag = f"--{name}.{UNION_TAG}"
+        for arg, after in pairwise([*args, ""]):
+            if arg == flag or arg.startswith(flag + "="):
+                given[name] = after if arg == flag else arg.removeprefix(flag + "=")
+    return given
 
 
-def _with_window_type(raw: Mapping[str, Any], kind: str | None) -> dict[str, Any]:
-    """Change the window's type but keep the settings that the new one has too; an unknown one changes nothing."""
-    data, members = dict(raw), variants(Config.model_fields["window"])
-    if kind in members:
-        window = _table(data.get("window"), ("window",))
-        kept = {key: value for key, value in window.items() if key in members[kind].model_fields}
-        data["window"] = kept | {UNION_TAG: kind}
+def _with_types(raw: Mapping[str, Any], types: Mapping[str, object]) -> dict[str, Any]:
+    """Change the types of sections but keep the settings that the new ones have too; unknown ones change nothing."""
+    data = dict(raw)
+    for name, kind in types.items():
+        if kind in variants(Config.model_fields[name]):
+            data[name] = retyped(name, _table(data.get(name), (name,)), kind)
     return data
 
 

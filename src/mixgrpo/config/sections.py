@@ -73,13 +73,13 @@ class PromptsConfig(Section):
     """Where the prompts come from (docs/data.md)."""
 
     train: str
-    """A list that comes with the package (`nano-train`, `signs-train`), a .txt, .jsonl or .csv file, or
-    `hub:owner/name[:split]`."""
+    """A list that comes with the package (`nano-train`, `signs-train`), a .txt, .json, .jsonl or .csv file,
+    `hub:owner/name[:split]`, or `hub:owner/name/FILE` for one such file of a dataset on the hub."""
     heldout: str
     """The same, such as `nano-heldout`, or `split:N`: hold N of the training prompts out, chosen by a hash of their
     text. A run says at its start if files overlap."""
     column: str = "prompt"
-    """Column of a .jsonl or .csv file, or of a dataset, that holds the prompt. Rewards can read the others."""
+    """Column of a .json, .jsonl or .csv file, or of a dataset, that holds the prompt. Rewards can read the others."""
 
 
 class RolloutConfig(Section):

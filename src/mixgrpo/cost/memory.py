@@ -1,7 +1,8 @@
 """Bytes that a run holds on its device: what stays, and what comes and goes in the phases of an iteration. No torch.
 
 Several ranks are reckoned as FSDP shares them out: weights, gradients, optimiser state and every copy of the weights
-in equal parts; text encoders and VAE whole on every rank. What a device's driver and its allocator take is not counted.
+in equal parts; text encoders and VAE whole on every rank. What rewards, a device's driver and its allocator take is not
+counted.
 """
 
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from mixgrpo.config.sections import ModelConfig, NftLossConfig
 from mixgrpo.cost.calls import iteration_calls, kinds_of_iterations
 from mixgrpo.cost.operations import computes_in_half, training_of
 from mixgrpo.rl.window import trained_steps
-from mixgrpo.shapes import Shape, Training
+from mixgrpo.shapes import Network, Shape, Training
 from mixgrpo.train.settings import make_window
 
 _WIDE = 4
 _HALF = 2
+_QUANTISED = {"nf4": 0.5 + 4 / 64, "int8": 1.0}
+"""Bytes of a weight of a linear layer; nf4 has a scale in float32 for every 64, int8 one for every output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +41,25 @@ def estimate_memory(config: Config, shape: Shape, *, ranks: int = 1, cuda: bool 
     config = config_of_rank(config, ranks)
     model, training = config.model, training_of(config.model, config.lora, shape)
     sampled, updated = _largest_calls(config)
+    encoders, vae = _beside_the_transformer(config, shape)
     resident = {
         **_weights(config, shape, training, ranks=ranks),
-        "text encoders and VAE": _frozen_parameters(shape) * _bytes(model.dtype),
+        **({} if model.offload else {"text encoders and VAE": encoders + vae}),
         "trajectories": _trajectories(config, shape),
     }
     trained = shape.transformer.trained_parameters(training)
     converted = _converted(config, shape, ranks)
     computing = _HALF if computes_in_half(model) else _WIDE
+    decoded = 1 if model.vae_decoding != "whole" else sampled
     phases = {
         "sampling": sampled * shape.forward_peak * computing + converted,
-        "decoding": sampled * shape.decoder_peak * _bytes(model.dtype),
+        "decoding": decoded * shape.decoder_peak * _bytes(model.dtype) + (vae if model.offload else 0),
         "updating": _update(model, shape, training, converted=converted, samples=updated),
         # on a GPU, AdamW works on all parameters at once and holds as much again for a moment
         "optimiser step": trained * _WIDE // ranks if cuda else 0,
     }
+    if model.offload:
+        phases["encoding"] = encoders
     return Memory(resident, phases)
 
 
@@ -75,7 +82,7 @@ def _weights(config: Config, shape: Shape, training: Training, *, ranks: int) ->
     network = shape.transformer
     trained = network.trained_parameters(training)
     full = not training.rank
-    weights = trained * _WIDE if full else network.parameters * _bytes(config.model.dtype) + trained * _WIDE
+    weights = trained * _WIDE + (0 if full else _frozen_weights(config.model, network))
     copies = {
         "weights": weights,
         "gradients": trained * _WIDE,
@@ -87,9 +94,18 @@ def _weights(config: Config, shape: Shape, training: Training, *, ranks: int) ->
     return {name: size // ranks for name, size in copies.items() if size}
 
 
-def _frozen_parameters(shape: Shape) -> int:
-    encoders = sum(network.parameters for network in shape.text_encoders)
-    return encoders + shape.decoder.parameters + shape.other_parameters
+def _frozen_weights(model: ModelConfig, network: Network) -> int:
+    """Return the bytes of the transformer's weights beside its adapters."""
+    width = _bytes(model.dtype)
+    matrices = network.matrix_parameters
+    return int(matrices * _QUANTISED.get(model.quantize, width)) + (network.parameters - matrices) * width
+
+
+def _beside_the_transformer(config: Config, shape: Shape) -> tuple[int, int]:
+    """Return the bytes of the text encoders, which a run with a prompt cache does not hold, and of the VAE."""
+    width = _bytes(config.model.dtype)
+    encoders = 0 if config.model.prompt_cache else sum(network.parameters for network in shape.text_encoders)
+    return encoders * width, (shape.decoder.parameters + shape.other_parameters) * width
 
 
 def _lags(config: Config) -> bool:
@@ -114,6 +130,8 @@ def _converted(config: Config, shape: Shape, ranks: int) -> int:
     if ranks > 1:
         return 2 * network.largest_block * (_HALF if computes_in_half(config.model) else _WIDE)
     wide = not config.lora.rank or config.model.dtype == "float32"
+    if config.lora.rank and config.model.quantize != "off":  # one matrix after another is unpacked
+        return network.largest_matrix * (_HALF if computes_in_half(config.model) else _WIDE)
     return network.matrix_parameters * _HALF if config.model.autocast != "off" and wide else 0
 
 

@@ -1,7 +1,7 @@
-"""Reading the lines of a prompt source: text, JSON Lines, CSV, or a dataset of the Hugging Face hub.
+"""Reading the lines of a prompt source: text, JSON, JSON Lines, CSV, or a dataset of the Hugging Face hub.
 
-Every mistake names the source, the line and, where there is one, the column. Lines count from 1, a dataset's rows
-from 0, as in `dataset[0]`.
+Every mistake names the source, the line and, where there is one, the column. Lines count from 1; a dataset's rows and
+a list's entries from 0, as in `dataset[0]`.
 """
 
 import codecs
@@ -20,7 +20,8 @@ from mixgrpo.errors import ConfigError, MissingExtraError
 HUB = "hub:"
 """What a source on the hub begins with."""
 
-_HUB_SOURCE = re.compile(r"hub:([^\s:/]+/[^\s:/]+)(?::(.+))?")
+_HUB_SPLIT = re.compile(r"hub:([^\s:/]+/[^\s:/]+)(?::(.+))?")
+_HUB_FILE = re.compile(r"hub:([^\s:/]+/[^\s:/]+)/([^\s:]+\.\w+)")
 _DEFAULT_SPLIT = "train"
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NEGATIVE = "negative_prompt"
@@ -60,6 +61,8 @@ def read_rows(source: str, column: str) -> Iterator[Row]:
         ConfigError: if there is no such source, or it is not of the form that its name promises.
         MissingExtraError: if it is on the hub and the package `datasets` is not installed.
     """
+    if found := _HUB_FILE.fullmatch(source):
+        return _file_rows(_download(source, found[1], found[2]), source, column)
     if source.startswith(HUB):
         return _hub_rows(source, column)
     if source in bundled_prompts():
@@ -71,17 +74,23 @@ def read_rows(source: str, column: str) -> Iterator[Row]:
             f"prompt file {source!r} is not a file, nor one that comes with the package "
             f"({', '.join(bundled_prompts())}), nor hub:owner/name"
         )
+    return _file_rows(path, source, column)
+
+
+def _file_rows(path: Path, source: str, column: str) -> Iterator[Row]:
     match path.suffix.lower():
         case "" | ".txt":
             return _text_rows(_read_text(path), source)
+        case ".json":
+            return _list_rows(_read_text(path), source, column)
         case ".jsonl":
             return _json_rows(_read_text(path), source, column)
         case ".csv":
             return _csv_rows(_read_text(path), source, column)
         case suffix:
             raise ConfigError(
-                f"prompt file {source!r} ends in {suffix}; it must be .txt (a prompt a line), .jsonl (an object a "
-                "line) or .csv (with a header row)"
+                f"prompt file {source!r} ends in {suffix}; it must be .txt (a prompt a line), .json (a list), "
+                ".jsonl (an object a line) or .csv (with a header row)"
             )
 
 
@@ -109,6 +118,26 @@ def _text_rows(text: str, source: str) -> Iterator[Row]:
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip().startswith("#"):
             yield Row(f"{source}, line {number}", line.strip(), {})
+
+
+def _list_rows(text: str, source: str, column: str) -> Iterator[Row]:
+    """Yield the entries of a JSON list: prompts, or objects."""
+    try:
+        entries = json.loads(text, object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        hint = ". Objects line by line are JSON Lines: let its name end in .jsonl" if error.msg == "Extra data" else ""
+        raise ConfigError(
+            f"{source}, line {error.lineno}: not JSON: {error.msg} (character {error.colno}){hint}"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    if not isinstance(entries, list):
+        raise ConfigError(f"{source}: holds {_kind(entries)}, not a list of prompts or of objects")
+    for number, entry in enumerate(entries):
+        where = f"{source}, entry {number}"
+        if not isinstance(entry, str | dict):
+            raise ConfigError(f"{where}: is {_kind(entry)}, neither a prompt nor an object with {column!r}")
+        yield _make_row(where, {column: entry} if isinstance(entry, str) else entry, column)
 
 
 def _json_rows(text: str, source: str, column: str) -> Iterator[Row]:
@@ -175,10 +204,32 @@ def _check_header(header: list[str], where: str, column: str) -> None:
         raise ConfigError(f"{where}: {_no_column(header, column)}. The first line must name the columns")
 
 
+def _download(source: str, dataset: str, name: str) -> Path:
+    """Return a file of a dataset on the hub, from the hub's cache if it is there."""
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - only such sources need it
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(hf_hub_download(dataset, name, repo_type="dataset"))
+    except RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"prompt source {source!r}: the hub has no dataset {dataset} that this account can see"
+        ) from error
+    except (EntryNotFoundError, HFValidationError, OSError) as error:  # the first also where the hub is out of reach
+        said = str(error).strip().splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"prompt source {source!r} cannot be downloaded: {said}. Where there is a network: hf download --repo-type "
+            f"dataset {dataset} {name} --local-dir FOLDER; then name the file in that folder"
+        ) from error
+
+
 def _hub_rows(source: str, column: str) -> Iterator[Row]:
-    found = _HUB_SOURCE.fullmatch(source)
+    found = _HUB_SPLIT.fullmatch(source)
     if found is None:
-        raise ConfigError(f"prompt source {source!r} must be of the form hub:owner/name or hub:owner/name:split")
+        raise ConfigError(
+            f"prompt source {source!r} must be of the form hub:owner/name, hub:owner/name:split or, for one file of a "
+            "dataset, hub:owner/name/file.json"
+        )
     spec = find_spec("datasets")
     if spec is None or spec.origin is None:  # a folder called datasets in the working directory has no origin
         raise MissingExtraError("reading prompts from the hub", "datasets", "datasets")

@@ -63,7 +63,7 @@ class PromptList:
 
 
 def read_prompts(source: str, *, column: str = "prompt") -> PromptList:
-    """Read a bundled list (by its name), a .txt, .jsonl or .csv file, or `hub:owner/name[:split]`.
+    """Read a bundled list (by its name), a .txt, .json, .jsonl or .csv file, or something on the hub (docs/data.md).
 
     In a text file a line is a prompt, unless it is blank or starts with #. Everywhere else the prompt is what stands in
     `column`, to the letter, and the other columns go with it.

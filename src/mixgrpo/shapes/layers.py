@@ -162,6 +162,11 @@ class Network:
         return sum(layer.inputs * layer.outputs for layer in self.layers)
 
     @cached_property
+    def largest_matrix(self) -> int:
+        """How many weights the largest linear layer has."""
+        return max(layer.inputs * layer.outputs for layer in self.layers)
+
+    @cached_property
     def num_blocks(self) -> int:
         """How many blocks there are."""
         return len({layer.block for layer in self.layers if layer.block >= 0})

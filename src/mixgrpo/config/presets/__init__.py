@@ -1,8 +1,9 @@
 """The settings that come with the package: a model's complete settings, and what a method changes in them.
 
-`models/MODEL.toml` says every setting; by itself it is MixGRPO. `methods/METHOD.toml` says what the method is, what
-it changes for every model (`[all]`), and what for one model on top of that (`[MODEL]`). The preset `MODEL-METHOD` is
-the one with the other laid over it; `MODEL` alone is short for `MODEL-mixgrpo`.
+`models/MODEL.toml` says every setting, or only what is different from the one that it is `based_on`; by itself it is
+MixGRPO. `methods/METHOD.toml` says what the method is, what it changes for every model (`[all]`), and what for one
+model, and those based on it, on top of that (`[MODEL]`). The preset `MODEL-METHOD` is the one with the other laid over
+it; `MODEL` alone is short for `MODEL-mixgrpo`.
 """
 
 import itertools
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, cast
 
-from mixgrpo.config.fields import UNION_TAG
+from mixgrpo.config.fields import UNION_TAG, retyped
 from mixgrpo.config.messages import did_you_mean
 from mixgrpo.errors import ConfigError
 
@@ -20,6 +21,8 @@ BASE_METHOD = "mixgrpo"
 """Method that the model files say, and that a model's name alone stands for."""
 _ALL = "all"
 """Table of a method's file with what it changes for every model."""
+_BASE = "based_on"
+"""Key of a model's file: the model that says what this one does not."""
 _WORDS = ("title", "summary", "source")
 
 
@@ -85,6 +88,9 @@ def find_preset(name: str) -> Preset:
         ConfigError: if there is no such preset.
     """
     known = {preset.name: preset for preset in presets()}
+    if name in _method_names():
+        which = ", ".join(f"{model}-{name}" for model in model_names())
+        raise ConfigError(f"{name!r} is a method; a preset is a model and a method: {which}")
     if name not in known:
         # Who wrote a model's name and more means a method of it, however near the model's name alone may be.
         near = [other for other, found in known.items() if name.startswith(f"{found.model}-") and other != found.model]
@@ -113,9 +119,12 @@ def preset_settings(model: str, method: str) -> dict[str, Any]:
         ConfigError: if there is no such model or method.
     """
     preset = find_preset(f"{model}-{method}")
-    settings, change = tomllib.loads(_text("models", model)), _method(method)
+    change, settings, tables = _method(method), dict[str, Any](), [_ALL]
+    for name, text in _with_bases(model):
+        settings = overlaid(settings, text)
+        tables.append(name)
     words = f"{change['title']} ({change['summary']}): {settings['description']}"
-    for table in (_ALL, model):
+    for table in tables:
         settings = overlaid(settings, change.get(table, {}))
     return settings | {"name": preset.name, "description": words}
 
@@ -139,15 +148,18 @@ def preset_heading(name: str) -> list[str]:
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with others laid over them.
 
-    Tables are merged key by key, but one of another `type` replaces the whole table; everything else is replaced.
+    Tables are merged key by key; of a table that gets another `type`, what the new type has too stays. Everything else
+    is replaced.
     """
     result = dict(below)
     for key, value in above.items():
         old = below.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
             table, old_table = cast("dict[str, Any]", value), cast("dict[str, Any]", old)
-            changes_type = UNION_TAG in table and table[UNION_TAG] != old_table.get(UNION_TAG)
-            result[key] = table if changes_type else overlaid(old_table, table)
+            kind = table.get(UNION_TAG, old_table.get(UNION_TAG))
+            if kind != old_table.get(UNION_TAG):
+                old_table = retyped(key, old_table, kind)
+            result[key] = overlaid(old_table, table)
         else:
             result[key] = value
     return result
@@ -172,6 +184,13 @@ def read_method(text: str, name: str) -> dict[str, Any]:
         if not isinstance(content[key], dict):
             raise ConfigError(f"the method {name} has {key} = {content[key]!r}; allowed: a table of settings")
     return content
+
+
+def _with_bases(model: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the settings in the file of a model, and before them those of the one that it is based on, with names."""
+    settings = tomllib.loads(_text("models", model))
+    base = settings.pop(_BASE, None)
+    return [*(_with_bases(base) if base is not None else []), (model, settings)]
 
 
 def _method_names() -> tuple[str, ...]:
