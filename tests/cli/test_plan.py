@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from presets import PRESETS, QUICK
 
 from mixgrpo.cli import main
 from mixgrpo.commands.plan import stretches
 from mixgrpo.config.load import dump_resolved, load_config
-from mixgrpo.config.presets import preset_names
 from mixgrpo.config.schema import Config
 from mixgrpo.shapes import bundled_folder
 
@@ -21,7 +21,7 @@ def _plan(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_fits_the_terminal(
     name: str, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,7 +227,7 @@ def test_different_noise_shares_nothing(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_stretches_cover_the_run_once() -> None:
-    for name in preset_names():
+    for name in QUICK:
         config = load_config(name)
         covered = [iteration for stretch in stretches(config) for iteration in stretch.iterations]
         assert covered == list(range(config.iterations))

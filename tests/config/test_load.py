@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from presets import PRESETS
 
 from mixgrpo.config.load import dump_resolved, load_config, preset_text
 from mixgrpo.config.presets import preset_names, read_preset
@@ -47,7 +48,7 @@ def test_resolved_file_spells_out_the_defaults(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "resolved.json").read_text())["guard"]["max_failed_rewards"] == 0.5
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_printed_preset_is_read_like_the_preset(name: str, tmp_path: Path) -> None:
     assert load_config(_write(tmp_path, preset_text(name))) == load_config(name)
 

@@ -5,6 +5,7 @@ from importlib import resources
 from typing import Any
 
 import pytest
+from presets import PRESETS
 
 from mixgrpo.config.fields import known_settings
 from mixgrpo.config.flags import flags_of
@@ -24,13 +25,11 @@ from mixgrpo.errors import ConfigError
 from mixgrpo.rl.window import trained_steps
 from mixgrpo.train.settings import cost_of, dancegrpo_cost, make_plan, make_window, mean_cost
 
-NAMES = preset_names()
-
 
 def test_a_preset_is_a_model_and_a_method_and_mixgrpo_goes_without_saying() -> None:
     pairs = {f"{model}-{method}" for model in model_names() for method in methods()}
-    assert set(NAMES) == pairs | set(model_names())
-    assert len(set(NAMES)) == len(NAMES), "two presets have one name"
+    assert set(preset_names()) == pairs | set(model_names())
+    assert len(set(preset_names())) == len(preset_names()), "two presets have one name"
     assert next(iter(methods())) == "mixgrpo"
     for model in model_names():
         short, full = load_config(model), load_config(f"{model}-mixgrpo")
@@ -44,7 +43,7 @@ def test_model_spells_out_every_setting(model: str) -> None:
     assert [flag.name for flag in flags_of(raw) if not _says(raw, flag.path)] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_printed_preset_spells_out_and_explains_every_setting(name: str) -> None:
     text = preset_text(name)
     raw, flags = tomllib.loads(text), [flag for flag in flags_of(read_preset(name)) if flag.path[-2:-1] != ("options",)]
@@ -167,7 +166,7 @@ def _says(raw: Any, path: tuple[str, ...]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_preset_can_be_planned(name: str) -> None:
     config = load_config(name)
     window = make_window(config)
@@ -239,7 +238,7 @@ def test_costs_are_those_of_the_papers_tables() -> None:
     assert (neighbor.sampling, neighbor.update) == (8.0, pytest.approx(4 / 3))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_preset_counts_the_calls_of_its_loss(name: str) -> None:
     config = load_config(name)
     cost = mean_cost(config, shared=True)

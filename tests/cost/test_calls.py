@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from presets import PRESETS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixgrpo.config.load import load_config, preset_names
+from mixgrpo.config.load import load_config
 from mixgrpo.config.schema import Config
 from mixgrpo.cost.calls import Batches, iteration_calls, kinds_of_iterations
 from mixgrpo.cost.operations import iteration_operations, shape_of
@@ -96,7 +97,7 @@ def test_an_iteration_makes_the_predicted_calls_and_operations(
     assert predicted.total == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_calls_are_as_many_as_a_plan_counts(name: str) -> None:
     config = load_config(name)
     samples = config.prompts_per_iteration * config.rollout.group_size

@@ -6,10 +6,10 @@ from typing import Any, cast
 import pytest
 import torch
 from parity.toy import LATENT, Network
+from presets import PRESETS
 from torch import Tensor
 
 from mixgrpo.config.load import load_config
-from mixgrpo.config.presets import preset_names
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import LoraConfig, NftLossConfig, RewardConfig
 from mixgrpo.flow.noise import Noise
@@ -117,7 +117,7 @@ def assert_same_cost(found: Cost, planned: Cost) -> None:
         assert getattr(found, name) == pytest.approx(getattr(planned, name), rel=1e-12), name
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_an_iteration_takes_the_calls_that_were_planned(name: str) -> None:
     config = small(load_config(name))
     iteration = config.iterations // 2 + 1

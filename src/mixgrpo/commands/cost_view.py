@@ -25,6 +25,8 @@ NAMES = {
 }
 SMALL_GPU = 24.0
 """GiB of the smaller GPU that memory is compared with."""
+_MANY = 7
+"""Columns from which on a table needs its room for them, on a terminal of 60 characters."""
 _PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}
 
 T = TypeVar("T")
@@ -147,7 +149,8 @@ def _print_memory(memory: Memory, console: Console) -> None:
     held = ", ".join(f"{part} {size / unit:,.1f}" for part, size in memory.resident.items())
     phase, size = max(memory.phases.items(), key=lambda each: each[1])
     console.print(f"memory of one process on one device: {memory.peak / unit:,.0f} {name}")
-    lines = [f"{held}; on top, {size / unit:,.1f} at most ({phase}). Rewards, Python, libraries and driver are not counted."]
+    left_out = "Rewards, Python, libraries and driver are not counted."
+    lines = [f"{held}; on top, {size / unit:,.1f} at most ({phase}). {left_out}"]
     _print_small(lines, console)
     console.print()
 
@@ -210,9 +213,11 @@ def _count(number: int) -> str:
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    padding = (0, 1) if len(headings) < _MANY else (0, 1, 0, 0)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, show_edge=False)
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+        word = max(len(word) for word in [*heading.split(), "" if number else "DanceGRPO,"])
+        table.add_column(heading, justify="right" if number else "left", overflow="fold", min_width=word)
     return table
 
 
