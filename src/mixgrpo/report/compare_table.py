@@ -221,9 +221,14 @@ def gap_table(results: Results) -> Table:
 def _gap_cell(before: Gap | None, after: Gap | None, share: bool) -> Cell:
     if after is None or after.gap.is_empty:
         return Cell(NONE)
-    first = NONE if before is None else change(before.gap.mean, share=share).removesuffix(" points")
+    # figures far below the error are dust, however many decimals it takes to show them
+    means = [
+        None if gap is None else 0.0 if abs(gap.gap.mean) < 0.01 * after.error else gap.gap.mean
+        for gap in (before, after)
+    ]
+    texts = [NONE if mean is None else change(mean, share=share).removesuffix(" points") for mean in means]
     error = f"± {change(after.error, share=share).removeprefix('+')}" if math.isfinite(after.error) else ""
-    return Cell(f"{first} → {change(after.gap.mean, share=share).removesuffix(' points')}", error)
+    return Cell(" → ".join(texts), error)
 
 
 def markdown(results: Results) -> str:
