@@ -40,15 +40,15 @@ def estimate_memory(config: Config, shape: Shape, *, ranks: int = 1, cuda: bool 
     sampled, updated = _largest_calls(config)
     resident = {
         **_weights(config, shape, training, ranks=ranks),
-        "text encoders and VAE": _frozen_parameters(shape) * _bytes(model.dtype),
+        "text encoders and VAE": _frozen(shape, model.dtype),
         "trajectories": _trajectories(config, shape),
     }
-    trained = shape.transformer.trained_parameters(training)
+    trained = shape.trained_parameters(training)
     converted = _converted(config, shape, ranks)
     computing = _HALF if computes_in_half(model) else _WIDE
     phases = {
         "sampling": sampled * shape.forward_peak * computing + converted,
-        "decoding": sampled * shape.decoder_peak * _bytes(model.dtype),
+        "decoding": sampled * shape.decoder_peak * _vae_bytes(shape, model.dtype),
         "updating": _update(model, shape, training, converted=converted, samples=updated),
         # on a GPU, AdamW works on all parameters at once and holds as much again for a moment
         "optimiser step": trained * _WIDE // ranks if cuda else 0,
@@ -72,24 +72,28 @@ def _largest_calls(config: Config) -> tuple[int, int]:
 
 def _weights(config: Config, shape: Shape, training: Training, *, ranks: int) -> dict[str, int]:
     """Return the bytes of everything that is as large as the weights."""
-    network = shape.transformer
-    trained = network.trained_parameters(training)
+    trained = shape.trained_parameters(training)
     full = not training.rank
-    weights = trained * _WIDE if full else network.parameters * _bytes(config.model.dtype) + trained * _WIDE
+    weights = trained * _WIDE if full else shape.parameters * _bytes(config.model.dtype) + trained * _WIDE
     copies = {
         "weights": weights,
         "gradients": trained * _WIDE,
         "optimiser": 2 * trained * _WIDE,
         "average": trained * _WIDE if config.optim.ema_decay else 0,
         "sampling policy": trained * _WIDE if _lags(config) else 0,
-        "starting model": network.parameters * _bytes(config.model.dtype) if full and config.loss.kl_weight else 0,
+        "starting model": shape.parameters * _bytes(config.model.dtype) if full and config.loss.kl_weight else 0,
     }
     return {name: size // ranks for name, size in copies.items() if size}
 
 
-def _frozen_parameters(shape: Shape) -> int:
+def _frozen(shape: Shape, dtype: str) -> int:
     encoders = sum(network.parameters for network in shape.text_encoders)
-    return encoders + shape.decoder.parameters + shape.other_parameters
+    vae = shape.decoder.parameters + shape.other_parameters
+    return encoders * _bytes(dtype) + vae * _vae_bytes(shape, dtype)
+
+
+def _vae_bytes(shape: Shape, dtype: str) -> int:
+    return _WIDE if shape.vae_in_float32 else _bytes(dtype)
 
 
 def _lags(config: Config) -> bool:
@@ -127,7 +131,7 @@ def _update(model: ModelConfig, shape: Shape, training: Training, *, converted: 
     if not training.checkpointing:
         return samples * kept + converted
     # the converted weights are gone when the backward pass comes to the blocks
-    boundaries = shape.passes * shape.transformer.num_blocks * shape.transformer.boundary * plain
+    boundaries = shape.passes * shape.transformer.boundaries * plain
     return max(samples * kept, samples * boundaries + converted)
 
 
