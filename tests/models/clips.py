@@ -65,7 +65,7 @@ def wan_vae(*, patched: bool = False) -> AutoencoderKLWan:
     )
 
 
-def wan_transformer() -> WanTransformer3DModel:
+def wan_transformer(layers: int = 2) -> WanTransformer3DModel:
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
@@ -75,7 +75,7 @@ def wan_transformer() -> WanTransformer3DModel:
         text_dim=16,
         freq_dim=16,
         ffn_dim=32,
-        num_layers=2,
+        num_layers=layers,
         rope_max_seq_len=32,
     )
 
@@ -86,7 +86,7 @@ def umt5(width: int) -> UMT5EncoderModel:
     )
 
 
-def wan(*, boundary: float | None = None, patched: bool = False) -> WanPipeline:
+def wan(*, boundary: float | None = None, patched: bool = False, layers: int = 2) -> WanPipeline:
     return WanPipeline(
         tokenizer=ByT5Tokenizer(model_max_length=512),
         text_encoder=umt5(16),
@@ -94,8 +94,8 @@ def wan(*, boundary: float | None = None, patched: bool = False) -> WanPipeline:
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT, num_train_timesteps=1000
         ),
-        transformer=wan_transformer(),
-        transformer_2=None if boundary is None else wan_transformer(),
+        transformer=wan_transformer(layers),
+        transformer_2=None if boundary is None else wan_transformer(layers),
         boundary_ratio=boundary,
         expand_timesteps=patched,
     )
@@ -127,7 +127,7 @@ def hunyuan_vae() -> AutoencoderKLHunyuanVideo:
     )
 
 
-def hunyuan_video(text_encoder_2: Any, tokenizer_2: Any) -> HunyuanVideoPipeline:
+def hunyuan_video(text_encoder_2: Any, tokenizer_2: Any, layers: int = 1) -> HunyuanVideoPipeline:
     tokenizer = llama_tokenizer()
     llama = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -146,8 +146,8 @@ def hunyuan_video(text_encoder_2: Any, tokenizer_2: Any) -> HunyuanVideoPipeline
             out_channels=4,
             num_attention_heads=2,
             attention_head_dim=16,
-            num_layers=1,
-            num_single_layers=1,
+            num_layers=layers,
+            num_single_layers=layers,
             num_refiner_layers=1,
             patch_size=2,
             text_embed_dim=16,

@@ -195,7 +195,7 @@ def flux(*, guidance: bool = True, dynamic: bool = True, width: int = 16) -> Flu
     )
 
 
-def sd3(*, dual: bool = False) -> StableDiffusion3Pipeline:
+def sd3(*, dual: bool = False, layers: int = 2) -> StableDiffusion3Pipeline:
     return shake(
         StableDiffusion3Pipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -204,14 +204,14 @@ def sd3(*, dual: bool = False) -> StableDiffusion3Pipeline:
                 patch_size=2,
                 in_channels=4,
                 out_channels=4,
-                num_layers=2,
+                num_layers=layers,
                 attention_head_dim=8,
                 num_attention_heads=4,
                 joint_attention_dim=32,
                 caption_projection_dim=32,
                 pooled_projection_dim=24,
                 pos_embed_max_size=48,
-                dual_attention_layers=(0,) if dual else (),
+                dual_attention_layers=tuple(range(layers // 2)) if dual else (),
                 qk_norm="rms_norm" if dual else None,
             ),
             vae=vae(4, use_quant_conv=False, use_post_quant_conv=False),
@@ -225,7 +225,7 @@ def sd3(*, dual: bool = False) -> StableDiffusion3Pipeline:
     )
 
 
-def flux2_parts(*, guidance: bool) -> dict[str, Any]:
+def flux2_parts(*, guidance: bool, layers: int = 1) -> dict[str, Any]:
     """Everything but the text encoder."""
     autoencoder = AutoencoderKLFlux2(
         block_out_channels=(8, 16),
@@ -242,8 +242,8 @@ def flux2_parts(*, guidance: bool) -> dict[str, Any]:
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         "transformer": Flux2Transformer2DModel(
             in_channels=16,
-            num_layers=1,
-            num_single_layers=2,
+            num_layers=layers,
+            num_single_layers=2 * layers,
             attention_head_dim=16,
             num_attention_heads=2,
             joint_attention_dim=24,
@@ -255,9 +255,9 @@ def flux2_parts(*, guidance: bool) -> dict[str, Any]:
     }
 
 
-def flux2() -> Flux2Pipeline:
+def flux2(layers: int = 1) -> Flux2Pipeline:
     """Its tokenizer would come in a processor of pictures and text, which needs torchvision and is not made use of."""
-    return shake(Flux2Pipeline(text_encoder=mistral3(31), **flux2_parts(guidance=True)))
+    return shake(Flux2Pipeline(text_encoder=mistral3(31), **flux2_parts(guidance=True, layers=layers)))
 
 
 def klein(*, distilled: bool) -> Flux2KleinPipeline:
@@ -296,14 +296,14 @@ def qwen_image(layers: int = 2) -> QwenImagePipeline:
     )
 
 
-def z_image() -> ZImagePipeline:
+def z_image(layers: int = 1) -> ZImagePipeline:
     return shake(
         ZImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             transformer=ZImageTransformer2DModel(
                 in_channels=4,
                 dim=32,
-                n_layers=1,
+                n_layers=layers,
                 n_refiner_layers=1,
                 n_heads=2,
                 n_kv_heads=2,

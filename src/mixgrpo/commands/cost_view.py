@@ -27,7 +27,7 @@ SMALL_GPU = 24.0
 """GiB of the smaller GPU that memory is compared with."""
 _MANY = 7
 """Columns from which on a table needs its room for them, on a terminal of 60 characters."""
-_PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}
+_PREFIXES = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}
 
 T = TypeVar("T")
 
@@ -132,14 +132,15 @@ def _model_line(model: ModelBill) -> str:
     network, training = model.shape.transformer, model.training
     forward = network.forward(training)
     prefix, unit = _unit(forward)
-    trained = _count(network.trained_parameters(training)) if training.rank else "all"
+    trained = _count(model.shape.trained_parameters(training)) if training.rank else "all"
     twice = ", of which a call takes two because of guidance" if model.shape.passes > 1 else ""
+    in_two = " in two transformers, of which one runs at a time" if model.shape.transformer_2 else ""
     again = ", the forward pass twice because of gradient checkpointing" if training.checkpointing else ""
     return (
-        f"{model.shape.source}: {_count(network.parameters)} parameters, {trained} trained, on {model.shape.tokens:,} "
-        f"tokens. A forward pass of one sample is {forward / unit:.1f} {prefix}FLOP{twice}; forward and backward are "
-        f"{(forward + network.backward(training)) / forward:.2f} times that{again}. Counted are matrix products, "
-        "convolutions and attention, means over the run, without evaluation and rewards."
+        f"{model.shape.source}: {_count(model.shape.parameters)} parameters{in_two}, {trained} trained, on "
+        f"{model.shape.tokens:,} tokens. A forward pass of one sample is {forward / unit:.1f} {prefix}FLOP{twice}; "
+        f"forward and backward are {(forward + network.backward(training)) / forward:.2f} times that{again}. Counted "
+        "are matrix products, convolutions and attention, means over the run, without evaluation and rewards."
     )
 
 

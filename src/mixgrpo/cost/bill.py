@@ -80,8 +80,8 @@ def _model_figures(model: ModelBill) -> dict[str, object]:
     return {
         "model": {
             "source": model.shape.source,
-            "parameters": network.parameters,
-            "trained_parameters": network.trained_parameters(model.training),
+            "parameters": model.shape.parameters,
+            "trained_parameters": model.shape.trained_parameters(model.training),
             "tokens": model.shape.tokens,
             "passes_per_call": model.shape.passes,
             "forward_operations": network.forward(model.training),

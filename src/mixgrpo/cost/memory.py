@@ -12,7 +12,7 @@ from mixgrpo.config.sections import ModelConfig, NftLossConfig
 from mixgrpo.cost.calls import iteration_calls, kinds_of_iterations
 from mixgrpo.cost.operations import computes_in_half, training_of
 from mixgrpo.rl.window import trained_steps
-from mixgrpo.shapes import Network, Shape, Training
+from mixgrpo.shapes import Shape, Training
 from mixgrpo.train.settings import make_window
 
 _WIDE = 4
@@ -47,13 +47,13 @@ def estimate_memory(config: Config, shape: Shape, *, ranks: int = 1, cuda: bool 
         **({} if model.offload else {"text encoders and VAE": encoders + vae}),
         "trajectories": _trajectories(config, shape),
     }
-    trained = shape.transformer.trained_parameters(training)
+    trained = shape.trained_parameters(training)
     converted = _converted(config, shape, ranks)
     computing = _HALF if computes_in_half(model) else _WIDE
     decoded = 1 if model.vae_decoding != "whole" else sampled
     phases = {
         "sampling": sampled * shape.forward_peak * computing + converted,
-        "decoding": decoded * shape.decoder_peak * _bytes(model.dtype) + (vae if model.offload else 0),
+        "decoding": decoded * shape.decoder_peak * _vae_bytes(shape, model.dtype) + (vae if model.offload else 0),
         "updating": _update(model, shape, training, converted=converted, samples=updated),
         # on a GPU, AdamW works on all parameters at once and holds as much again for a moment
         "optimiser step": trained * _WIDE // ranks if cuda else 0,
@@ -79,33 +79,37 @@ def _largest_calls(config: Config) -> tuple[int, int]:
 
 def _weights(config: Config, shape: Shape, training: Training, *, ranks: int) -> dict[str, int]:
     """Return the bytes of everything that is as large as the weights."""
-    network = shape.transformer
-    trained = network.trained_parameters(training)
+    trained = shape.trained_parameters(training)
     full = not training.rank
-    weights = trained * _WIDE + (0 if full else _frozen_weights(config.model, network))
+    weights = trained * _WIDE + (0 if full else _frozen_weights(config.model, shape))
     copies = {
         "weights": weights,
         "gradients": trained * _WIDE,
         "optimiser": 2 * trained * _WIDE,
         "average": trained * _WIDE if config.optim.ema_decay else 0,
         "sampling policy": trained * _WIDE if _lags(config) else 0,
-        "starting model": network.parameters * _bytes(config.model.dtype) if full and config.loss.kl_weight else 0,
+        "starting model": shape.parameters * _bytes(config.model.dtype) if full and config.loss.kl_weight else 0,
     }
     return {name: size // ranks for name, size in copies.items() if size}
 
 
-def _frozen_weights(model: ModelConfig, network: Network) -> int:
-    """Return the bytes of the transformer's weights beside its adapters."""
+def _frozen_weights(model: ModelConfig, shape: Shape) -> int:
+    """Return the bytes of the transformers' weights beside their adapters."""
     width = _bytes(model.dtype)
-    matrices = network.matrix_parameters
-    return int(matrices * _QUANTISED.get(model.quantize, width)) + (network.parameters - matrices) * width
+    matrices = sum(network.matrix_parameters for network in shape.transformers)
+    return int(matrices * _QUANTISED.get(model.quantize, width)) + (shape.parameters - matrices) * width
 
 
 def _beside_the_transformer(config: Config, shape: Shape) -> tuple[int, int]:
     """Return the bytes of the text encoders, which a run with a prompt cache does not hold, and of the VAE."""
-    width = _bytes(config.model.dtype)
+    dtype = config.model.dtype
     encoders = 0 if config.model.prompt_cache else sum(network.parameters for network in shape.text_encoders)
-    return encoders * width, (shape.decoder.parameters + shape.other_parameters) * width
+    vae = shape.decoder.parameters + shape.other_parameters
+    return encoders * _bytes(dtype), vae * _vae_bytes(shape, dtype)
+
+
+def _vae_bytes(shape: Shape, dtype: str) -> int:
+    return _WIDE if shape.vae_in_float32 else _bytes(dtype)
 
 
 def _lags(config: Config) -> bool:
@@ -145,7 +149,7 @@ def _update(model: ModelConfig, shape: Shape, training: Training, *, converted: 
     if not training.checkpointing:
         return samples * kept + converted
     # the converted weights are gone when the backward pass comes to the blocks
-    boundaries = shape.passes * shape.transformer.num_blocks * shape.transformer.boundary * plain
+    boundaries = shape.passes * shape.transformer.boundaries * plain
     return max(samples * kept, samples * boundaries + converted)
 
 

@@ -10,7 +10,9 @@ from mixgrpo.train.settings import Cost
 
 def shape_of(model: ModelConfig) -> Shape | None:
     """Return the shape of a config's model; None if it is not known, as `why_no_shape` says."""
-    size = ImageSize(model.height, model.width, model.max_sequence_length, model.guidance_scale)
+    size = ImageSize(
+        model.height, model.width, model.max_sequence_length, model.guidance_scale, num_frames=model.num_frames
+    )
     return read_shape(model.path, size)
 
 

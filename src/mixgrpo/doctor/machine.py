@@ -64,7 +64,7 @@ def check_disk(config: Config, sets: PromptSets | None, *, download: int, downlo
         needs["download"] = (downloads, download)
     shape = _shape(config)
     if shape is not None:
-        trained = shape.transformer.trained_parameters(training_of(config.model, config.lora, shape))
+        trained = shape.trained_parameters(training_of(config.model, config.lora, shape))
         kept = config.checkpoint.keep + 1  # and the best
         needs["checkpoints"] = (run, kept * trained * 12.0)
         if config.model.prompt_cache and sets is not None:

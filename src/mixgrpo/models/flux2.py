@@ -19,18 +19,7 @@ from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.schedule import empirical_mu, even_times, shifted
 from mixgrpo.models.vae import BatchNormVae
-from mixgrpo.shapes.blocks import ATTENTION_TARGETS
-
-_LORA_TARGETS = (
-    *ATTENTION_TARGETS,
-    "ff.linear_in",
-    "ff.linear_out",
-    "ff_context.linear_in",
-    "ff_context.linear_out",
-    "attn.to_qkv_mlp_proj",
-)
-"""All of attention and feed-forward layers but the last layer of the one-stream blocks, whose name has no ending of its
-own: `attn.to_out` is a list of layers in the two-stream blocks."""
+from mixgrpo.shapes.flux2 import lora_targets
 
 
 class _Flux2Model(PipelineModel):
@@ -46,10 +35,7 @@ class _Flux2Model(PipelineModel):
         self.vae = BatchNormVae(pipeline.vae)
         self._grid = tuple(side // (2 * self.vae.factor) for side in (options.height, options.width))
         self.latent_shape = (self._grid[0] * self._grid[1], config.in_channels)
-        self.lora_targets = (
-            *_LORA_TARGETS,
-            *(f"single_transformer_blocks.{block}.attn.to_out" for block in range(config.num_single_layers)),
-        )
+        self.lora_targets = lora_targets(config)
         self._image_ids = Flux2Pipeline._prepare_latent_ids(torch.empty(1, 1, *self._grid))[0].to(self.device)
 
     @classmethod

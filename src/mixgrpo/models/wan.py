@@ -23,6 +23,7 @@ from mixgrpo.models.registry import LORA_FILE, SECOND_LORA_FILE
 from mixgrpo.models.schedule import scheduler_sigmas, unipc_sigmas
 from mixgrpo.models.stages import TwoStageTransformer
 from mixgrpo.models.video_vae import VideoVae
+from mixgrpo.shapes.wan import LORA_TARGETS
 
 _THOUSAND = 1000.0
 """The transformer counts time in thousandths."""
@@ -44,7 +45,7 @@ class WanModel(ClipModel):
 
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_targets = LORA_TARGETS
     float32_parts = ("vae",)  # as Wan's own pages load it
     compares_in_euler_steps = True
 

@@ -16,9 +16,7 @@ from mixgrpo.models.chat import as_chats
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.vae import ImageVae
-
-_PATCH = 2
-"""Side of a token, in cells."""
+from mixgrpo.shapes.z_image import LORA_TARGETS, PATCH
 
 
 class ZImageModel(PipelineModel):
@@ -30,15 +28,7 @@ class ZImageModel(PipelineModel):
 
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
-    lora_targets = (
-        "attention.to_q",
-        "attention.to_k",
-        "attention.to_v",
-        "attention.to_out.0",
-        "feed_forward.w1",
-        "feed_forward.w2",
-        "feed_forward.w3",
-    )
+    lora_targets = LORA_TARGETS
 
     def __init__(self, pipeline: ZImagePipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""
@@ -50,7 +40,7 @@ class ZImageModel(PipelineModel):
     @classmethod
     def side_multiple(cls, parts: Parts) -> int:
         """Return the VAE's factor times the transformer's patch."""
-        return 2 ** (len(parts["vae"]["block_out_channels"]) - 1) * _PATCH
+        return 2 ** (len(parts["vae"]["block_out_channels"]) - 1) * PATCH
 
     @property
     def is_guided(self) -> bool:
@@ -60,7 +50,7 @@ class ZImageModel(PipelineModel):
     @property
     def image_tokens(self) -> int:
         """Patches of an image, without those that the transformer adds to make them a multiple of 32."""
-        return (self.latent_shape[1] // _PATCH) * (self.latent_shape[2] // _PATCH)
+        return (self.latent_shape[1] // PATCH) * (self.latent_shape[2] // PATCH)
 
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
@@ -83,7 +73,7 @@ class ZImageModel(PipelineModel):
         if "mask" in tensors:
             texts = [text[:length] for text, length in zip(texts, tensors["mask"].sum(1).tolist(), strict=True)]
         predicted = self.transformer(
-            list(x.unsqueeze(2)), times(x, 1.0 - sigma), texts, patch_size=_PATCH, return_dict=False
+            list(x.unsqueeze(2)), times(x, 1.0 - sigma), texts, patch_size=PATCH, return_dict=False
         )[0]
         return -torch.stack(predicted).squeeze(2).float()
 

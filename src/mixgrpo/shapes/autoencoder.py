@@ -1,4 +1,4 @@
-"""`AutoencoderKL`, from its config file: both halves, of which training runs only the decoder."""
+"""`AutoencoderKL` and `AutoencoderKLFlux2`, from their config files: both halves; training runs the decoder."""
 
 from mixgrpo.shapes.files import Numbers
 from mixgrpo.shapes.layers import Layer, Network, attention, convolution, linear
@@ -16,13 +16,17 @@ def decoder_peak(config: Numbers, size: ImageSize) -> int:
     That is in the first residual block at full size, which gets wide channels from the upsampling before it: its input,
     and the outputs of norm and activation.
     """
-    channels = config["block_out_channels"]
+    channels = _decoder_channels(config)
     widest = max(channels[0], channels[min(1, len(channels) - 1)])
     return 3 * size.height * size.width * widest
 
 
+def _decoder_channels(config: Numbers) -> list[int]:
+    return list(config.get("decoder_block_out_channels") or config["block_out_channels"])
+
+
 def _decoder(config: Numbers, size: ImageSize) -> Network:
-    channels, latent = list(reversed(config["block_out_channels"])), config["latent_channels"]
+    channels, latent = _decoder_channels(config)[::-1], config["latent_channels"]
     factor = 2 ** (len(channels) - 1)
     pixels = (size.height // factor) * (size.width // factor)
     layers: list[Layer] = []

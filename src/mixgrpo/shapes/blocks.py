@@ -1,9 +1,10 @@
 """What the transformers of several families are built of."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from mixgrpo.shapes.layers import Kept, Layer, attention, linear
+from mixgrpo.shapes.layers import Chain, Kept, Layer, attention, linear
 
 TIME_CHANNELS = 256
 """Sines and cosines of the time and of the guidance."""
@@ -41,77 +42,172 @@ class Stream:
 
     rows: int
     modulation: str
+    """Empty: one layer before the blocks makes the shifts, scales and gates of all."""
+    parts: int = 6
+    """How many shifts, scales and gates there are."""
+    products: int = 4
+    """Tensors that scales and gates multiply: two normed inputs and two outputs."""
     norms: tuple[str, str]
     """Before the attention, and before the feed-forward layers."""
     projections: tuple[str, ...]
     head_norms: tuple[str, ...]
     out: str
+    """Empty: what the attention gives this stream is thrown away."""
     feed: str
+    """Empty: there are no feed-forward layers."""
+    bias: bool = True
+    chain: Chain = "tokens"
+    """Chain of the layers before the attention."""
 
 
-def picture_stream(*, rows: int, modulation: str, norms: tuple[str, str], feed: str) -> Stream:
+class FeedForward(Protocol):
+    """Makes the feed-forward layers of a block; they take two stages."""
+
+    def __call__(self, name: str, width: int, *, rows: int, block: int, stage: int) -> list[Layer]:
+        """Return them for `rows` tokens."""
+        ...
+
+
+def picture_stream(
+    *, rows: int, modulation: str, norms: tuple[str, str], feed: str, bias: bool = True, head_norms: bool = True
+) -> Stream:
     """Return the stream of the picture, whose layers in the attention have one name in all families."""
     return Stream(
         rows=rows,
         modulation=modulation,
         norms=norms,
         projections=("to_q", "to_k", "to_v"),
-        head_norms=("norm_q", "norm_k"),
+        head_norms=("norm_q", "norm_k") if head_norms else (),
         out="to_out.0",
         feed=feed,
+        bias=bias,
     )
 
 
-def text_stream(*, rows: int, modulation: str, norms: tuple[str, str], feed: str) -> Stream:
+def text_stream(
+    *, rows: int, modulation: str, norms: tuple[str, str], feed: str, bias: bool = True, head_norms: bool = True
+) -> Stream:
     """Return the stream of the text."""
     return Stream(
         rows=rows,
         modulation=modulation,
         norms=norms,
         projections=("add_q_proj", "add_k_proj", "add_v_proj"),
-        head_norms=("norm_added_q", "norm_added_k"),
+        head_norms=("norm_added_q", "norm_added_k") if head_norms else (),
         out="to_add_out",
         feed=feed,
+        bias=bias,
     )
 
 
-def last_layers(width: int, channels: int, *, rows: int, stage: int) -> list[Layer]:
+def flux_streams(*, text: int, image: int, head_norms: bool = True) -> tuple[Stream, Stream]:
+    """Return picture and text with the names that they have in FLUX.1 and others."""
+    return (
+        picture_stream(
+            rows=image, modulation="norm1.linear", norms=("norm1.norm", "norm2"), feed="ff", head_norms=head_norms
+        ),
+        text_stream(
+            rows=text,
+            modulation="norm1_context.linear",
+            norms=("norm1_context.norm", "norm2_context"),
+            feed="ff_context",
+            head_norms=head_norms,
+        ),
+    )
+
+
+def condition_embedders(prefix: str, inputs: Mapping[str, int], width: int, *, bias: bool = True) -> list[Layer]:
+    """Return the embedders of time, guidance and pooled text; their last layers have an activation between."""
+    layers: list[Layer] = []
+    for name, numbers in inputs.items():
+        layers += [
+            linear(f"{prefix}.{name}.linear_1", numbers, width, bias=bias, chain="condition", stage=0),
+            linear(f"{prefix}.{name}.linear_2", width, width, bias=bias, chain="condition", stage=1),
+        ]
+    return layers
+
+
+def last_layers(width: int, channels: int, *, rows: int, stage: int, bias: bool = True) -> list[Layer]:
     """Return what makes `channels` numbers of every token after the blocks."""
     return [
-        modulation("norm_out.linear", width, parts=2, rows=rows, block=-1, products=1),
+        modulation("norm_out.linear", width, parts=2, rows=rows, block=-1, products=1, bias=bias),
         layer_norm("norm_out.norm", width, rows=rows, block=-1, stage=stage),
-        linear("proj_out", width, channels, rows=rows, stage=stage),
+        linear("proj_out", width, channels, rows=rows, bias=bias, stage=stage),
     ]
 
 
-def modulation(name: str, width: int, *, parts: int, rows: int, block: int, products: int) -> Layer:
-    """Return the layer that makes shifts, scales and gates; each scale and gate multiplies `rows` tokens."""
-    kept = Kept(plain=products * rows * width)
+def modulation(
+    name: str, width: int, *, parts: int, rows: int, block: int, products: int, bias: bool = True, inputs: int = 0
+) -> Layer:
+    """Return the layer that makes shifts, scales and gates; each scale and gate multiplies `rows` tokens.
+
+    It takes a vector of `width` numbers, or of `inputs`.
+    """
     return linear(
-        name, width, parts * width, chain="condition", block=block, stage=2, source="condition", keeps_if_trained=kept
+        name,
+        inputs or width,
+        parts * width,
+        bias=bias,
+        chain="condition",
+        block=block,
+        stage=2,
+        source="condition",
+        keeps_if_trained=Kept(plain=products * rows * width),
     )
 
 
-def layer_norm(name: str, width: int, *, rows: int, block: int, stage: int) -> Layer:
-    """Return a layer norm without weights."""
-    return Layer(name=name, block=block, stage=stage, keeps=Kept(wide=rows * (width + 2)))
+def products(width: int, *, rows: int, block: int, plain: int, wide: int = 0, parameters: int = 0) -> Layer:
+    """Return what scales and gates from before the blocks multiply in one: `plain` and `wide` tensors of all tokens."""
+    return Layer(
+        name="scale_shift_table",
+        parameters=parameters,
+        chain="condition",
+        block=block,
+        stage=3,
+        keeps=Kept(plain=plain * rows * width, wide=wide * rows * width),
+    )
 
 
-def activation(name: str, width: int, *, rows: int, block: int, stage: int) -> Layer:
+def layer_norm(
+    name: str, width: int, *, rows: int, block: int, stage: int, affine: bool = False, chain: Chain = "tokens"
+) -> Layer:
+    """Return a layer norm, with or without weights."""
+    return Layer(
+        name=name,
+        parameters=2 * width if affine else 0,
+        block=block,
+        stage=stage,
+        chain=chain,
+        keeps=Kept(wide=rows * (width + 2)),
+    )
+
+
+def activation(name: str, width: int, *, rows: int, block: int, stage: int, chain: Chain = "tokens") -> Layer:
     """Return an activation that keeps its input."""
-    return Layer(name=name, block=block, stage=stage, keeps=Kept(plain=rows * width))
+    return Layer(name=name, block=block, stage=stage, chain=chain, keeps=Kept(plain=rows * width))
 
 
-def head_norm(name: str, heads: Heads, *, rows: int, block: int, stage: int) -> Layer:
+def gated_activation(name: str, width: int, *, rows: int, block: int, stage: int, chain: Chain = "tokens") -> Layer:
+    """Return an activation that multiplies another tensor: it keeps both and its input."""
+    return activation(name, 3 * width, rows=rows, block=block, stage=stage, chain=chain)
+
+
+def head_norm(name: str, heads: Heads, *, rows: int, block: int, stage: int, chain: Chain = "tokens") -> Layer:
     """Return the RMS norm of queries or keys, with one weight per channel of a head."""
     return Layer(
         name=name,
         parameters=heads.size,
         block=block,
         stage=stage,
+        chain=chain,
         keeps=Kept(wide=rows * heads.count * (heads.size + 1)),
         keeps_if_trained=Kept(wide=rows * heads.width),
     )
+
+
+def rms_norm(name: str, width: int, *, rows: int, block: int, stage: int, chain: Chain = "tokens") -> Layer:
+    """Return the RMS norm of whole tokens."""
+    return head_norm(name, Heads(1, width), rows=rows, block=block, stage=stage, chain=chain)
 
 
 def joint_attention(heads: Heads, *, rows: int, block: int, stage: int) -> Layer:
@@ -119,32 +215,86 @@ def joint_attention(heads: Heads, *, rows: int, block: int, stage: int) -> Layer
     return attention("attn", heads=heads.count, head_width=heads.size, rows=rows, block=block, stage=stage)
 
 
-def two_stream_block(heads: Heads, streams: Sequence[Stream], *, block: int, stage: int) -> list[Layer]:
+def feed_forward(
+    name: str, width: int, *, rows: int, block: int, stage: int, hidden: int = 0, chain: Chain = "tokens"
+) -> list[Layer]:
+    """Return two layers with an activation between, `hidden` channels wide, or four times as wide as the tokens."""
+    hidden = hidden or 4 * width
+    return [
+        linear(f"{name}.net.0.proj", width, hidden, rows=rows, chain=chain, block=block, stage=stage),
+        activation(f"{name}.net.0", hidden, rows=rows, chain=chain, block=block, stage=stage + 1),
+        linear(f"{name}.net.2", hidden, width, rows=rows, chain=chain, block=block, stage=stage + 1),
+    ]
+
+
+def two_stream_block(
+    heads: Heads, streams: Sequence[Stream], *, block: int, stage: int, feed: FeedForward = feed_forward
+) -> list[Layer]:
     """Return a block with weights of their own for each stream, which meet in the attention. It takes four stages."""
-    width = heads.width
     before: list[Layer] = []
     after: list[Layer] = []
     for stream in streams:
-        rows, (norm, second_norm) = stream.rows, stream.norms
-        # kept for the conditioning's gradient: two normed inputs (scales) and two outputs (gates)
-        before.append(modulation(stream.modulation, width, parts=6, rows=rows, block=block, products=4))
-        before.append(layer_norm(norm, width, rows=rows, block=block, stage=stage))
-        before += [
-            linear(f"attn.{name}", width, width, rows=rows, block=block, stage=stage, source=norm)
-            for name in stream.projections
-        ]
-        before += [
-            head_norm(f"attn.{name}", heads, rows=rows, block=block, stage=stage + 1) for name in stream.head_norms
-        ]
-        after += [
-            linear(f"attn.{stream.out}", width, width, rows=rows, block=block, stage=stage + 1),
-            layer_norm(second_norm, width, rows=rows, block=block, stage=stage + 2),
-            linear(f"{stream.feed}.net.0.proj", width, 4 * width, rows=rows, block=block, stage=stage + 2),
-            activation(f"{stream.feed}.net.0", 4 * width, rows=rows, block=block, stage=stage + 3),
-            linear(f"{stream.feed}.net.2", 4 * width, width, rows=rows, block=block, stage=stage + 3),
-        ]
+        before += _before_attention(heads, stream, block=block, stage=stage)
+        after += _after_attention(heads.width, stream, block=block, stage=stage + 1, feed=feed)
     rows = sum(stream.rows for stream in streams)
     return [*before, joint_attention(heads, rows=rows, block=block, stage=stage + 1), *after]
+
+
+def _before_attention(heads: Heads, stream: Stream, *, block: int, stage: int) -> list[Layer]:
+    width, rows, norm = heads.width, stream.rows, stream.norms[0]
+    made = (
+        modulation(stream.modulation, width, parts=stream.parts, rows=rows, block=block, products=stream.products)
+        if stream.modulation
+        else products(width, rows=rows, block=block, plain=stream.products)
+    )
+    layers = [made, layer_norm(norm, width, rows=rows, block=block, stage=stage, chain=stream.chain)]
+    for name in stream.projections:
+        layer = linear(f"attn.{name}", width, width, rows=rows, bias=stream.bias, block=block, stage=stage, source=norm)
+        layers.append(replace(layer, chain=stream.chain))
+    for name in stream.head_norms:
+        layers.append(head_norm(f"attn.{name}", heads, rows=rows, block=block, stage=stage + 1, chain=stream.chain))
+    return layers
+
+
+def _after_attention(width: int, stream: Stream, *, block: int, stage: int, feed: FeedForward) -> list[Layer]:
+    layers: list[Layer] = []
+    if stream.out:
+        out = linear(f"attn.{stream.out}", width, width, rows=stream.rows, bias=stream.bias, block=block, stage=stage)
+        layers.append(out)
+    if stream.feed:
+        layers.append(layer_norm(stream.norms[1], width, rows=stream.rows, block=block, stage=stage + 1))
+        layers += feed(stream.feed, width, rows=stream.rows, block=block, stage=stage + 1)
+    return layers
+
+
+def one_stream_block(heads: Heads, *, rows: int, block: int, stage: int, parts_again: bool = False) -> list[Layer]:
+    """Return a block that takes all tokens alike, its feed-forward layer beside its attention. It takes three stages.
+
+    `parts_again`: what goes into the attention is parted and put together again, so that it is a copy.
+    """
+    width = heads.width
+    projections = {"proj_mlp": 4 * width, "attn.to_q": width, "attn.to_k": width, "attn.to_v": width}
+    return [
+        # kept for the conditioning's gradient: the normed input (scale) and the output (gate)
+        modulation("norm.linear", width, parts=3, rows=rows, block=block, products=2),
+        layer_norm("norm.norm", width, rows=rows, block=block, stage=stage),
+        *(
+            linear(
+                name,
+                width,
+                outputs,
+                rows=rows,
+                block=block,
+                stage=stage,
+                source="parted" if parts_again and name != "proj_mlp" else "norm",
+            )
+            for name, outputs in projections.items()
+        ),
+        activation("act_mlp", 4 * width, rows=rows, block=block, stage=stage + 1),
+        *(head_norm(f"attn.{name}", heads, rows=rows, block=block, stage=stage + 1) for name in ("norm_q", "norm_k")),
+        joint_attention(heads, rows=rows, block=block, stage=stage + 1),
+        linear("proj_out", 5 * width, width, rows=rows, block=block, stage=stage + 2),
+    ]
 
 
 def unread_after_attention(layers: Sequence[Layer], stream: Stream) -> list[Layer]:

@@ -11,7 +11,23 @@ from mixgrpo.errors import ModelError
 BUNDLED = ("flux-nano",)
 """Models that come with the package."""
 
-PUBLISHED = {"black-forest-labs/FLUX.1-dev": "flux1-dev.json", "Qwen/Qwen-Image": "qwen-image.json"}
+PUBLISHED = {
+    "black-forest-labs/FLUX.1-dev": "flux1-dev.json",
+    "black-forest-labs/FLUX.1-Krea-dev": "flux1-dev.json",
+    "black-forest-labs/FLUX.1-schnell": "flux1-schnell.json",
+    "black-forest-labs/FLUX.2-dev": "flux2-dev.json",
+    "black-forest-labs/FLUX.2-klein-4B": "flux2-klein-4b.json",
+    "black-forest-labs/FLUX.2-klein-base-4B": "flux2-klein-base-4b.json",
+    "hunyuanvideo-community/HunyuanVideo": "hunyuanvideo.json",
+    "Qwen/Qwen-Image": "qwen-image.json",
+    "stabilityai/stable-diffusion-3.5-large": "sd3.5-large.json",
+    "stabilityai/stable-diffusion-3.5-medium": "sd3.5-medium.json",
+    "Tongyi-MAI/Z-Image-Turbo": "z-image-turbo.json",
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan2.1-1.3b.json",
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": "wan2.1-14b.json",
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": "wan2.2-a14b.json",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "wan2.2-5b.json",
+}
 """Hub id -> file in this package with the numbers of its config files, so that a plan needs no download."""
 
 Numbers = dict[str, Any]
@@ -24,10 +40,15 @@ class ModelFiles:
 
     source: str
     """Where they come from, for a reader."""
-    pipeline: str
-    """Class that `model_index.json` names."""
+    index: Numbers
+    """`model_index.json`: the classes of the pipeline and of its parts, and settings of the pipeline."""
     parts: dict[str, Numbers]
     """Config of each part, such as `transformer`."""
+
+    @property
+    def pipeline(self) -> str:
+        """Class that `model_index.json` names."""
+        return str(self.index.get("_class_name"))
 
 
 def bundled_folder(name: str) -> Path:
@@ -54,8 +75,7 @@ def read_files(path_or_hub_id: str) -> ModelFiles | None:
         return None
     published = resources.files("mixgrpo") / "shapes" / "published" / PUBLISHED[path_or_hub_id]
     parts: dict[str, Numbers] = json.loads(published.read_text(encoding="utf-8"))
-    pipeline = parts.pop("model_index")["_class_name"]
-    return ModelFiles(f"{path_or_hub_id}, as published", pipeline, parts)
+    return ModelFiles(f"{path_or_hub_id}, as published", parts.pop("model_index"), parts)
 
 
 def _read_folder(folder: Path, source: str) -> ModelFiles:
@@ -66,7 +86,7 @@ def _read_folder(folder: Path, source: str) -> ModelFiles:
             f"(a folder with a model_index.json), nor a hub id (owner/name)"
         )
     parts = {file.parent.name: _read_json(file) for file in sorted(folder.glob("*/config.json"))}
-    return ModelFiles(source, str(_read_json(index).get("_class_name")), parts)
+    return ModelFiles(source, _read_json(index), parts)
 
 
 def _read_json(file: Path) -> Numbers:

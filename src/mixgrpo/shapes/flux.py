@@ -5,19 +5,14 @@ from mixgrpo.shapes.blocks import (
     ATTENTION_TARGETS,
     TIME_CHANNELS,
     Heads,
-    Stream,
-    activation,
-    head_norm,
-    joint_attention,
+    condition_embedders,
+    flux_streams,
     last_layers,
-    layer_norm,
-    modulation,
-    picture_stream,
-    text_stream,
+    one_stream_block,
     two_stream_block,
 )
 from mixgrpo.shapes.files import ModelFiles, Numbers
-from mixgrpo.shapes.layers import Layer, Network, linear
+from mixgrpo.shapes.layers import Network, linear
 from mixgrpo.shapes.shape import ImageSize, Shape
 from mixgrpo.shapes.text import clip_encoder, t5_encoder
 
@@ -67,63 +62,21 @@ def flux_shape(files: ModelFiles, size: ImageSize) -> Shape:
 def flux_transformer(config: Numbers, *, text: int, image: int) -> Network:
     """Return the transformer on `text` and `image` tokens."""
     heads = Heads(config["num_attention_heads"], config["attention_head_dim"])
-    width = heads.width
-    layers = _condition(config, width)
+    width, two, one = heads.width, config["num_layers"], config["num_single_layers"]
+    embedders = {"timestep_embedder": TIME_CHANNELS, "text_embedder": config["pooled_projection_dim"]}
+    if config.get("guidance_embeds"):
+        embedders["guidance_embedder"] = TIME_CHANNELS
+    layers = condition_embedders("time_text_embed", embedders, width)
     layers.append(linear("x_embedder", config["in_channels"], width, rows=image, stage=0))
     layers.append(linear("context_embedder", config["joint_attention_dim"], width, rows=text, stage=0))
     stage = _FIRST_BLOCK_STAGE
-    for block in range(config["num_layers"]):
-        layers += two_stream_block(heads, _streams(text=text, image=image), block=block, stage=stage)
+    for block in range(two):
+        layers += two_stream_block(heads, flux_streams(text=text, image=image), block=block, stage=stage)
         stage += 4
-    for block in range(config["num_layers"], config["num_layers"] + config["num_single_layers"]):
-        layers += _one_stream_block(heads, rows=text + image, block=block, stage=stage)
+    for block in range(two, two + one):
+        layers += one_stream_block(heads, rows=text + image, block=block, stage=stage)
         stage += 3
     patch = config.get("patch_size", 1) ** 2
     channels = config.get("out_channels") or config["in_channels"]
     layers += last_layers(width, patch * channels, rows=image, stage=stage)
-    return Network(layers, boundary=(text + image) * width)
-
-
-def _condition(config: Numbers, width: int) -> list[Layer]:
-    """Return the embedders of time, guidance and pooled text; their last layers have an activation between."""
-    embedders = {"timestep_embedder": TIME_CHANNELS, "text_embedder": config["pooled_projection_dim"]}
-    if config.get("guidance_embeds"):
-        embedders["guidance_embedder"] = TIME_CHANNELS
-    layers: list[Layer] = []
-    for name, inputs in embedders.items():
-        layers += [
-            linear(f"time_text_embed.{name}.linear_1", inputs, width, chain="condition", stage=0),
-            linear(f"time_text_embed.{name}.linear_2", width, width, chain="condition", stage=1),
-        ]
-    return layers
-
-
-def _streams(*, text: int, image: int) -> tuple[Stream, Stream]:
-    return (
-        picture_stream(rows=image, modulation="norm1.linear", norms=("norm1.norm", "norm2"), feed="ff"),
-        text_stream(
-            rows=text,
-            modulation="norm1_context.linear",
-            norms=("norm1_context.norm", "norm2_context"),
-            feed="ff_context",
-        ),
-    )
-
-
-def _one_stream_block(heads: Heads, *, rows: int, block: int, stage: int) -> list[Layer]:
-    """Return a block that takes all tokens alike, its feed-forward layer beside its attention."""
-    width = heads.width
-    projections = {"proj_mlp": 4 * width, "attn.to_q": width, "attn.to_k": width, "attn.to_v": width}
-    return [
-        # kept for the conditioning's gradient: the normed input (scale) and the output (gate)
-        modulation("norm.linear", width, parts=3, rows=rows, block=block, products=2),
-        layer_norm("norm.norm", width, rows=rows, block=block, stage=stage),
-        *(
-            linear(name, width, outputs, rows=rows, block=block, stage=stage, source="norm")
-            for name, outputs in projections.items()
-        ),
-        activation("act_mlp", 4 * width, rows=rows, block=block, stage=stage + 1),
-        *(head_norm(f"attn.{name}", heads, rows=rows, block=block, stage=stage + 1) for name in ("norm_q", "norm_k")),
-        joint_attention(heads, rows=rows, block=block, stage=stage + 1),
-        linear("proj_out", 5 * width, width, rows=rows, block=block, stage=stage + 2),
-    ]
+    return Network(layers, boundaries=(two + one) * (text + image) * width)

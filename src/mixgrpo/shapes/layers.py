@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-Chain = Literal["tokens", "condition"]
-"""`condition`: the vector of time, guidance and pooled text, and what turns it into shifts, scales and gates."""
+Chain = Literal["tokens", "apart", "condition"]
+"""`apart`: tokens that the others have not met yet, such as the text before a cross-attention. `condition`: the vector
+of time, guidance and pooled text, and what turns it into shifts, scales and gates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,8 @@ class Layer:
     unread: bool = False
     """Whether nothing reads its output, so that the backward pass leaves it out."""
     source: str = ""
-    """Name of the tensor that goes in, where several layers share it. Empty: a tensor of its own."""
+    """Name of the tensor that goes in, where several layers of a block share it, or layers of several blocks if it
+    begins with `*`. One that begins with `=` is kept by the layer before, too. Empty: a tensor of its own."""
     keeps: Kept = Kept()
     """What the gradient of the input needs."""
     keeps_if_trained: Kept = Kept()
@@ -121,16 +123,29 @@ def linear(
 
 
 def attention(
-    name: str, *, heads: int, head_width: int, rows: int, block: int = -1, stage: int = 0, wide: bool = True
+    name: str,
+    *,
+    heads: int,
+    head_width: int,
+    rows: int,
+    keys: int | None = None,
+    chain: Chain = "tokens",
+    block: int = -1,
+    stage: int = 0,
 ) -> Layer:
-    """Return scaled dot-product attention of `rows` tokens with each other, by a kernel that keeps no score matrix."""
+    """Return scaled dot-product attention of `rows` tokens with each other, or with `keys` others.
+
+    It is that of a kernel that keeps no score matrix: queries, keys, values, the result, and a number for each row.
+    """
     width = heads * head_width
+    keys = rows if keys is None else keys
     return Layer(
         name=name,
-        operations=4 * rows * rows * width,
+        operations=4 * rows * keys * width,
+        chain=chain,
         block=block,
         stage=stage,
-        keeps=Kept(plain=4 * rows * width, wide=rows * heads if wide else 0),
+        keeps=Kept(plain=2 * (rows + keys) * width, wide=rows * heads),
     )
 
 
@@ -148,8 +163,8 @@ class Network:
     """Layers in the order of the forward pass."""
 
     layers: Sequence[Layer]
-    boundary: int = 0
-    """Numbers that go from block to block."""
+    boundaries: int = 0
+    """Numbers that go into the blocks, those of all blocks together."""
 
     @cached_property
     def parameters(self) -> int:
@@ -165,11 +180,6 @@ class Network:
     def largest_matrix(self) -> int:
         """How many weights the largest linear layer has."""
         return max(layer.inputs * layer.outputs for layer in self.layers)
-
-    @cached_property
-    def num_blocks(self) -> int:
-        """How many blocks there are."""
-        return len({layer.block for layer in self.layers if layer.block >= 0})
 
     @cached_property
     def largest_block(self) -> int:
@@ -224,7 +234,7 @@ class Network:
         outside = _keeps([layer for layer in self.layers if layer.block < 0], training, reach)
         inside = [_keeps([layer for layer in self.layers if layer.block == block], training, reach) for block in blocks]
         largest = max(inside, key=lambda kept: kept.bytes(plain=1, wide=1, adapters=1), default=Kept())
-        return (outside + Kept(plain=len(blocks) * self.boundary)).times(passes) + largest
+        return (outside + Kept(plain=self.boundaries)).times(passes) + largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +286,8 @@ def _kept_input(layer: Layer, training: Training, seen: set[tuple[int, str]]) ->
     inner = layer.rows * training.rank if training.rank else 0
     if training.rank and training.converts:
         return Kept(adapters=size + inner)
-    key = (layer.block, layer.source or f"{layer.name}'s own")
-    if key in seen:
+    key = (-1 if layer.source.startswith("*") else layer.block, layer.source or f"{layer.name}'s own")
+    if key in seen or layer.source.startswith("="):
         size = 0
     seen.add(key)
     return Kept(plain=size + inner)

@@ -14,7 +14,7 @@ from mixgrpo.shapes.blocks import (
 from mixgrpo.shapes.files import ModelFiles, Numbers
 from mixgrpo.shapes.layers import Kept, Layer, Network, linear
 from mixgrpo.shapes.shape import ImageSize, Shape
-from mixgrpo.shapes.text import qwen_vl_encoder, qwen_vl_eyes
+from mixgrpo.shapes.text import language_model, qwen_vl_eyes
 from mixgrpo.shapes.video_autoencoder import video_autoencoder_parts, video_decoder_peak
 
 LORA_TARGETS: tuple[str, ...] = (
@@ -52,7 +52,7 @@ def qwen_image_shape(files: ModelFiles, size: ImageSize) -> Shape:
         source=files.source,
         transformer=qwen_image_transformer(config, text=text, image=image),
         passes=2 if size.guidance_scale > 1.0 else 1,
-        text_encoders=(qwen_vl_encoder(reader, _CHAT_HEAD + text),),
+        text_encoders=(language_model(reader, _CHAT_HEAD + text, bias=True, writes=True),),
         decoder=decoder,
         decoder_peak=video_decoder_peak(vae, size),
         other_parameters=encoder.parameters + qwen_vl_eyes(reader).parameters,
@@ -85,7 +85,7 @@ def qwen_image_transformer(config: Numbers, *, text: int, image: int) -> Network
     patch = config["patch_size"] ** 2
     channels = config["out_channels"] or config["in_channels"]
     layers += last_layers(width, patch * channels, rows=image, stage=stage)
-    return Network(layers, boundary=(text + image) * width)
+    return Network(layers, boundaries=config["num_layers"] * (text + image) * width)
 
 
 def _streams(*, text: int, image: int) -> tuple[Stream, Stream]:
