@@ -15,7 +15,6 @@ from mixgrpo.config.comparison import (
     agree,
     check_fair,
     check_unchanged,
-    lock_of,
     read_terms,
     with_judges,
     write_terms,
@@ -26,6 +25,7 @@ from mixgrpo.config.presets import methods, model_names
 from mixgrpo.config.schema import Config
 from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.errors import CheckpointError, ConfigError, MixGRPOError
+from mixgrpo.locks import lock_of
 from mixgrpo.report.alarms import watch_of_config
 from mixgrpo.report.compare_results import make_results
 from mixgrpo.report.compare_words import verdicts
