@@ -26,7 +26,7 @@ from mixgrpo.config.schema import Config
 from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.errors import CheckpointError, ConfigError, MixGRPOError
 from mixgrpo.locks import lock_of
-from mixgrpo.report.alarms import watch_of_config
+from mixgrpo.report.alarms import standing_of, watch_of_config
 from mixgrpo.report.compare_results import make_results
 from mixgrpo.report.compare_words import verdicts
 from mixgrpo.report.comparison import read_comparison
@@ -263,6 +263,11 @@ def _runners(folder: Path, configs: Mapping[str, Config], terms: Terms) -> dict[
                 seed for (name, seed), course in courses.items() if name == method.name and course.state != "running"
             },
             watch=watch_of_config(configs[method.name]),
+            earlier={
+                seed: [standing_of(row) for row in course.run.evals]
+                for (name, seed), course in courses.items()
+                if name == method.name
+            },
         )
         for method in terms.methods
     }
