@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mixgrpo.report.alarms import Standing, Watch
+from mixgrpo.report.summary import Estimate
 from mixgrpo.train.compare_console import CompareConsole, Runner
 
 
@@ -87,3 +89,36 @@ def test_live_display_shows_every_method(width: int) -> None:
         assert part in text
     if width >= 80:
         assert "updating 3/20" in text
+
+
+def test_a_resumed_comparison_says_an_alarm_once() -> None:
+    """It is judged from the first evaluation on, which another call made; what held then already is not said again."""
+
+    def standing(iteration: int, light: float, dark: float) -> Standing:
+        rewards = {"light": Estimate(light, 0.01), "dark": Estimate(dark, 0.01)}
+        return Standing(iteration, rewards, float("nan"))
+
+    def said(earlier: list[Standing]) -> str:
+        stream = io.StringIO()
+        runner = Runner(
+            "A",
+            iterations=10,
+            every=5,
+            done={0: 5, 1: 0},
+            ended=set(),
+            watch=Watch(trained=("light",), judges=("dark",), min_diversity=0.0),
+            earlier={0: earlier},
+        )
+        sink = CompareConsole({"a": runner}, console=Console(file=stream, width=400)).sink("a", 0)
+        sink.record({"kind": "start", "resumed_from": 10})
+        rewards = {"light": 0.9, "dark": 0.1}
+        errors = {"light": 0.01, "dark": 0.01}
+        row = {"kind": "eval", "iteration": 10, "seconds": 1.0, "rewards": rewards, "details": {}}
+        sink.record(row | {"standard_errors": errors})
+        return stream.getvalue()
+
+    started, fallen = standing(0, 0.5, 0.5), standing(5, 0.8, 0.2)
+    assert "ALARM" not in said([]), "a first evaluation has nothing to be compared with"
+    assert said([started]).count("ALARM after 10 iterations") == 1
+    assert "ALARM" not in said([started, fallen]), "it was said by the call before"
+    assert "ALARM" in said([started, standing(10, 0.9, 0.1)]), "an evaluation that is made again"

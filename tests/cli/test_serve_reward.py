@@ -25,12 +25,27 @@ def make(scale=1.0):
 
 
 @contextmanager
+def terminal_signals() -> Iterator[None]:
+    """Let a command be started that Ctrl-C ends, as in a terminal.
+
+    A shell lets what it runs in the background ignore SIGINT, and that is inherited; a handler of Python's is not.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def serving(folder: Path, *args: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start the command on a free port; yields the process and what it says before it serves."""
     line = [sys.executable, "-m", "mixgrpo", "serve-reward", *args, "--port", "0"]
     environment = os.environ | variables
     pipe = subprocess.PIPE
-    with subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=environment) as process:
+    with terminal_signals():
+        started = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=folder, env=environment)
+    with started as process:
         assert process.stdout is not None
         said: list[str] = []
         wanted = sum(not arg.startswith("-") and not arg.startswith("{") for arg in args)

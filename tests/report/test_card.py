@@ -12,6 +12,7 @@ from PIL import Image
 
 from mixgrpo.config.load import load_config
 from mixgrpo.config.presets import model_names
+from mixgrpo.report import write_report
 from mixgrpo.report.card import find_licence, write_card
 from mixgrpo.report.exported import Exported
 from mixgrpo.rewards import REWARDS
@@ -174,3 +175,25 @@ def test_every_built_in_reward_and_base_model_of_a_preset_has_its_words() -> Non
     words = tomllib.loads((resources.files("mixgrpo.report") / "assets" / "card.toml").read_text(encoding="utf-8"))
     assert words["rewards"].keys() == REWARDS.keys()
     assert all(load_config(model).model.path in words["licences"] for model in model_names())
+
+
+def test_card_and_page_say_which_prompts_were_trained_on_and_which_held_out(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    _, body = write(run, tmp_path / "before")
+    assert "prompts trained on" not in body, "a run from before it was written down"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["kind"] == "start"
+    rows[0]["prompts"] = {
+        "training": {"source": "/home/anna/signs.txt", "prompts": 9600, "empty": 1, "duplicates": 2, "too_long": 30},
+        "heldout": {"source": "split:256", "prompts": 256, "empty": 0, "duplicates": 0, "conflicts": 0},
+        "shared": 0,
+    }
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    _, body = write(run, tmp_path / "card")
+    trained = "9,600 from signs.txt; 3 empty or double lines left out; 30 longer than the text encoder reads, cut"
+    assert ["prompts trained on", trained] in table(body, "setting")
+    assert ["prompts held out", "256 of the same source"] in table(body, "setting")
+    assert "anna/signs.txt" not in body
+    page = write_report(run).read_text()
+    assert f"<dt>Prompts trained on</dt><dd>{trained}</dd>" in page
+    assert "<dt>Prompts held out</dt><dd>256 of the same source</dd>" in page

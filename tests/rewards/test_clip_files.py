@@ -41,7 +41,7 @@ def test_the_head_is_looked_for_in_the_working_directory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "./no/such/folder"}, "options.path './no/such/folder' "),
+        ({"path": "./no/such/folder"}, "options.path './no/such/folder': "),
         ({"dtype": "int8"}, "options.dtype must be one of float32, float16, bfloat16, got 'int8'"),
         ({"batch_size": 0}, "options.batch_size must be at least 1, got 0"),
         ({"device": "gpu"}, "options.device 'gpu' is no torch device"),

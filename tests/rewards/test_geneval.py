@@ -23,8 +23,8 @@ from transformers import (
 from mixgrpo.errors import ConfigError, RewardError
 from mixgrpo.rewards import Reward, make_reward
 from mixgrpo.rewards.detector import ColorNamer, Mask2FormerDetector, box_around, cut_out, geneval_name
+from mixgrpo.rewards.geneval import sources
 from mixgrpo.rewards.scene import COLORS, Box, Detection, judge, read_scene, select
-from mixgrpo.rewards.weights import WeightsSource
 from mixgrpo.shapes.files import bundled_folder
 
 CPU = torch.device("cpu")
@@ -102,12 +102,12 @@ def clip_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detector(detector_folder):
-    return Mask2FormerDetector(WeightsSource("geneval", "path", str(detector_folder), "it"), CPU)
+    return Mask2FormerDetector(sources(path=str(detector_folder))[0], CPU)
 
 
 @pytest.fixture(scope="module")
 def namer(clip_folder):
-    return ColorNamer(WeightsSource("geneval", "clip", str(clip_folder), "it"), CPU)
+    return ColorNamer(sources(clip=str(clip_folder))[1], CPU)
 
 
 @pytest.fixture(scope="module")
@@ -331,25 +331,27 @@ def spoiled(tmp_path, folder, change):
 def test_weights_that_are_missing_or_of_another_shape_are_named(tmp_path, detector_folder, clip_folder):
     """transformers would go on with random ones."""
     lacking = spoiled(tmp_path / "a", detector_folder, lambda weights: weights.pop("class_predictor.bias"))
-    with pytest.raises(RewardError, match=r"do not fit Mask2Former.*missing keys class_predictor\.bias"):
+    with pytest.raises(ConfigError, match=r"do not fit .*1 missing: class_predictor\.bias"):
         make(lacking, clip_folder)
     wrong = spoiled(tmp_path / "b", clip_folder, lambda weights: weights.update(logit_scale=torch.zeros(3)))
-    with pytest.raises(RewardError, match=r"option 'clip'.*do not fit CLIPModel: mismatched keys logit_scale"):
+    with pytest.raises(ConfigError, match=r"options\.clip .*do not fit .*1 of the wrong shape: logit_scale"):
         make(detector_folder, wrong)
 
 
 def test_what_is_missing_is_named_with_what_to_download(tmp_path, detector_folder, clip_folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    needed = r"model\.safetensors \(0\.26 GB\) of facebook/mask2former-swin-small-coco-instance"
-    with pytest.raises(RewardError, match=rf"(?s)option 'path'.*{needed}.*into a folder"):
+    needed = r"hf download facebook/mask2former-swin-small-coco-instance .*model\.safetensors"
+    with pytest.raises(ConfigError, match=rf"options\.path .*{needed}.*then set options\.path"):
         make(tmp_path, clip_folder)
-    with pytest.raises(RewardError, match=rf"(?s)'nobody/is-not-there'.*{needed}"):
+    with pytest.raises(ConfigError, match=rf"'nobody/is-not-there'.*{needed}"):
         make("nobody/is-not-there", clip_folder)
-    with pytest.raises(RewardError, match=r"neither a folder nor a hub id"):
+    with pytest.raises(ConfigError, match=r"neither a file, nor a folder, nor a hub id"):
         make(tmp_path / "not" / "there", clip_folder)
-    with pytest.raises(RewardError, match=r"option 'clip'.*'mask2former', not of 'clip'.*clip-vit-large-patch14"):
+    with pytest.raises(
+        ConfigError, match=r"options\.clip .*type 'mask2former', .* needs a 'clip' model.*clip-vit-large-patch14"
+    ):
         make(detector_folder, detector_folder)
-    with pytest.raises(RewardError, match=rf"option 'path'.*'clip', not of 'mask2former'.*{needed}"):
+    with pytest.raises(ConfigError, match=rf"options\.path .*type 'clip', .* needs a 'mask2former' model.*{needed}"):
         make(clip_folder, clip_folder)
 
 

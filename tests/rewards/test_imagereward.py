@@ -5,9 +5,11 @@ import torch
 from rewards.blip_reference import SIDE, med_config, reference_score, tiny_checkpoint
 from safetensors.torch import save_file
 
-from mixgrpo.errors import ConfigError, RewardError
+from mixgrpo.errors import ConfigError
 from mixgrpo.rewards import Reward, make_reward
-from mixgrpo.rewards.imagereward_model import UNUSED, load_imagereward
+from mixgrpo.rewards.imagereward import sources
+from mixgrpo.rewards.imagereward_model import UNUSED
+from mixgrpo.rewards.imagereward_model import load_imagereward as load_from
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "on", "the", "mat", "##s", "blue"]
 VOCABULARY = len(WORDS) + 2
@@ -95,6 +97,10 @@ def test_half_precision_towers_keep_the_head_in_float32(folder, reward, images):
     assert (scores != scores.bfloat16().float()).any()
 
 
+def load_imagereward(checkpoint, config):
+    return load_from(sources()[0], checkpoint, config)
+
+
 def saved(tmp_path, weights, **config):
     """Save a checkpoint as safetensors with its config; return both files."""
     save_file(dict(weights), tmp_path / "ImageReward.safetensors")
@@ -110,7 +116,7 @@ def test_every_weight_of_the_checkpoint_is_used_and_needed(tmp_path, weights):
         if ".blocks.1." in key or ".layer.1." in key:
             continue
         files = saved(tmp_path, {name: weight for name, weight in weights.items() if name != key})
-        with pytest.raises(RewardError) as error:
+        with pytest.raises(ConfigError) as error:
             load_imagereward(*files)
         assert key in str(error.value)
         assert "missing" in str(error.value)
@@ -135,19 +141,19 @@ def test_the_keys_that_no_score_depends_on_may_be_missing(tmp_path, weights):
     ],
 )
 def test_a_key_too_many_or_of_another_shape_is_named(tmp_path, weights, key, shape, message):
-    with pytest.raises(RewardError, match=message):
+    with pytest.raises(ConfigError, match=message):
         load_imagereward(*saved(tmp_path, weights | {key: torch.zeros(shape)}))
 
 
 def test_a_config_that_describes_another_encoder_is_an_error(tmp_path, weights):
-    with pytest.raises(RewardError, match=r"missing: .*layer\.2\."):
+    with pytest.raises(ConfigError, match=r"missing: .*layer\.2\."):
         load_imagereward(*saved(tmp_path, weights, num_hidden_layers=3))
     config = tmp_path / "med_config.json"
     config.write_text(json.dumps({"hidden_size": 24}))
-    with pytest.raises(RewardError, match=r"med_config\.json.*lacks vocab_size, intermediate_size"):
+    with pytest.raises(ConfigError, match=r"med_config\.json.*lacks vocab_size, intermediate_size"):
         load_imagereward(tmp_path / "ImageReward.safetensors", config)
     config.write_text("{")
-    with pytest.raises(RewardError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         load_imagereward(tmp_path / "ImageReward.safetensors", config)
 
 
@@ -164,7 +170,7 @@ class Surprise:
 def test_a_checkpoint_cannot_run_code(tmp_path, folder, weights):
     torch.save({**weights, "x": Surprise(str(tmp_path / "surprise"))}, tmp_path / "ImageReward.pt")
     (tmp_path / "med_config.json").write_text((folder / "med_config.json").read_text())
-    with pytest.raises(RewardError, match=r"ImageReward\.pt.* cannot be read as weights"):
+    with pytest.raises(ConfigError, match=r"ImageReward\.pt.* cannot be read as weights"):
         make_reward("imagereward", {"path": str(tmp_path), "device": "cpu"})
     assert not (tmp_path / "surprise").exists()
 
@@ -177,26 +183,26 @@ def test_a_file_that_is_no_state_dict_is_an_error(tmp_path, folder, content):
     else:
         file.write_bytes(content)
     (tmp_path / "med_config.json").write_text((folder / "med_config.json").read_text())
-    with pytest.raises(RewardError, match=r"ImageReward\.pt"):
+    with pytest.raises(ConfigError, match=r"ImageReward\.pt"):
         make_reward("imagereward", {"path": str(tmp_path), "device": "cpu"})
 
 
 def test_a_tokenizer_of_another_size_is_an_error(tmp_path, folder):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS[:-1]) + "\n")
-    with pytest.raises(RewardError, match=r"14 tokens with \[DEC\] and \[ENC\].*encoder has 15.*bert-base-uncased"):
+    with pytest.raises(ConfigError, match=r"14 tokens with \[DEC\] and \[ENC\].*encoder has 15.*bert-base-uncased"):
         make_reward("imagereward", {"path": str(folder), "tokenizer": str(tmp_path), "device": "cpu"})
 
 
 def test_what_is_missing_is_named_with_what_to_download(tmp_path, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    needed = r"ImageReward\.pt \(1\.79 GB\) and med_config\.json of THUDM/ImageReward"
-    with pytest.raises(RewardError, match=rf"no ImageReward\.safetensors or ImageReward\.pt.*{needed}"):
+    needed = r"hf download THUDM/ImageReward ImageReward\.pt med_config\.json --local-dir FOLDER"
+    with pytest.raises(ConfigError, match=rf"no ImageReward\.safetensors or ImageReward\.pt.*{needed}"):
         make_reward("imagereward", {"path": str(tmp_path)})
-    with pytest.raises(RewardError, match=rf"neither a folder nor a hub id.*{needed}"):
+    with pytest.raises(ConfigError, match=rf"neither a file, nor a folder, nor a hub id.*{needed}"):
         make_reward("imagereward", {"path": str(tmp_path / "not" / "there")})
-    with pytest.raises(RewardError, match=rf"(?s)'nobody/is-not-there' \(option 'path'\).*{needed}.*into a folder"):
+    with pytest.raises(ConfigError, match=rf"options\.path 'nobody/is-not-there'.*{needed}; then set options\.path"):
         make_reward("imagereward", {"path": "nobody/is-not-there"})
-    with pytest.raises(RewardError, match=r"(?s)'nobody/is-not-there' \(option 'tokenizer'\).*bert-base-uncased"):
+    with pytest.raises(ConfigError, match=r"options\.tokenizer 'nobody/is-not-there'.*bert-base-uncased"):
         make_reward("imagereward", {"path": str(folder), "tokenizer": "nobody/is-not-there"})
 
 

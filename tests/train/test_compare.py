@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mixgrpo.config.comparison import Entrant, Order, Session, Terms, lock_of, read_terms, write_terms
+from mixgrpo.config.comparison import Entrant, Order, Session, Terms, read_terms, write_terms
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import RewardError
+from mixgrpo.locks import lock_of
 from mixgrpo.report.comparison import read_comparison
 from mixgrpo.train.checkpoint import find_checkpoint
 from mixgrpo.train.compare import Reason, compare

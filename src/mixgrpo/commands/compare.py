@@ -15,7 +15,6 @@ from mixgrpo.config.comparison import (
     agree,
     check_fair,
     check_unchanged,
-    lock_of,
     read_terms,
     with_judges,
     write_terms,
@@ -26,7 +25,8 @@ from mixgrpo.config.presets import methods, model_names
 from mixgrpo.config.schema import Config
 from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.errors import CheckpointError, ConfigError, MixGRPOError
-from mixgrpo.report.alarms import watch_of_config
+from mixgrpo.locks import lock_of
+from mixgrpo.report.alarms import standing_of, watch_of_config
 from mixgrpo.report.compare_results import make_results
 from mixgrpo.report.compare_words import verdicts
 from mixgrpo.report.comparison import read_comparison
@@ -263,6 +263,11 @@ def _runners(folder: Path, configs: Mapping[str, Config], terms: Terms) -> dict[
                 seed for (name, seed), course in courses.items() if name == method.name and course.state != "running"
             },
             watch=watch_of_config(configs[method.name]),
+            earlier={
+                seed: [standing_of(row) for row in course.run.evals]
+                for (name, seed), course in courses.items()
+                if name == method.name
+            },
         )
         for method in terms.methods
     }

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _USAGE = "mixgrpo doctor PRESET_OR_FILE [--quick] [--section.name VALUE ...]"
 _ABOUT = (
-    "Check settings, prompts, access to the model, disk, memory, rewards and their servers, and that our loop draws "
-    "what diffusers draws with the model."
+    "Check settings, prompts, access to the model and to the files of rewards, disk, memory, rewards and their "
+    "servers, and that our loop draws what diffusers draws with the model."
 )
 _OWN = {"--quick": "leave out what loads the model"}
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
@@ -63,7 +63,7 @@ def examine(config: Config, *, quick: bool) -> "Iterator[Finding]":
     from pathlib import Path
 
     from mixgrpo.data.sets import load_prompt_sets, prompt_lines
-    from mixgrpo.doctor.access import check_model, hub_cache
+    from mixgrpo.doctor.access import check_model, check_reward_files, hub_cache
     from mixgrpo.doctor.finding import Finding
     from mixgrpo.doctor.machine import check_device, check_disk, check_memory
     from mixgrpo.doctor.rewards import check_rewards
@@ -80,9 +80,13 @@ def examine(config: Config, *, quick: bool) -> "Iterator[Finding]":
     yield check_device(config)
     access, download = check_model(config.model)
     yield access
+    files = check_reward_files(config)
+    for checked in files.values():
+        yield from checked.findings
     yield check_memory(config)
-    yield from check_disk(config, sets, download=download, downloads=hub_cache(), run=Path("runs"))
+    everything = download + sum(checked.download for checked in files.values())
+    yield from check_disk(config, sets, download=everything, downloads=hub_cache(), run=Path("runs"))
     prompts: Sequence[str] = sets.heldout.prompts[:2] if sets else ("a picture",)
-    yield from check_rewards(config, prompts)
+    yield from check_rewards(config, prompts, leave_out=[name for name in files if not files[name].are_here])
     if not quick and access.state == "ok" and not download:
         yield check_sampling(config, prompts[0])

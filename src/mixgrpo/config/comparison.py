@@ -1,21 +1,18 @@
 """The file `compare.json`: what a comparison compares. It is written before anything runs, and kept to afterwards."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
-from filelock import FileLock
 from pydantic import Field, ValidationError, model_validator
 
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import Positive, RewardConfig, Section
 from mixgrpo.errors import CheckpointError, ConfigError
+from mixgrpo.locks import lock_of
 
 FILE = "compare.json"
-LOCKS = ".locks"
-"""Folder of the locks in a comparison's folder."""
 
 SHARED = ("model", "prompts", "rewards", "eval", "iterations", "prompts_per_iteration", "rollout.shift")
 """Settings, or sections of them, that must not differ between methods: they decide what is drawn, scored and compared.
@@ -126,16 +123,6 @@ def write_session(folder: Path, session: Session) -> None:
         others = [s for s in terms.sessions if (s.begun, s.command) != (session.begun, session.command)]
         sessions = sorted([*others, session], key=lambda one: one.begun)
         write_terms(folder, terms.model_copy(update={"sessions": tuple(sessions)}))
-
-
-def lock_of(folder: Path, name: str) -> FileLock:
-    """Return the lock on a part of the comparison in `folder`, for processes that share it.
-
-    It is gone when its process is.
-    """
-    locks = folder / LOCKS
-    locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / re.sub(r"[^\w.-]", "-", name))
 
 
 def agree(terms: Terms, wanted: Terms) -> Terms:

@@ -1,57 +1,153 @@
-"""Whether the model can be had: in a folder, in the cache of the hub, or on the hub."""
+"""Whether what a run loads can be had: in a folder, in the cache of the hub, or on the hub."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import ModelConfig
 from mixgrpo.doctor.finding import Finding, size
-from mixgrpo.errors import ModelError
+from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models import BUNDLED
 from mixgrpo.models.registry import find_folder
+from mixgrpo.rewards import missing_extra, reward_sources
+from mixgrpo.rewards.sources import Names, Source
 from mixgrpo.shapes.files import is_hub_id
 
-_ABOUT = "model"
+Sizes = Mapping[str, int]
+"""Bytes of every file of a hub repository, by name."""
+
+
+class FilesCheck(NamedTuple):
+    """What there is to say of a reward's files."""
+
+    findings: list[Finding]
+    download: int
+    """Bytes that are not here yet. Files that rewards share are counted for each."""
+
+    @property
+    def are_here(self) -> bool:
+        """Whether the reward can be made from what is on this machine."""
+        return not self.download and all(finding.state == "ok" for finding in self.findings)
+
+
+class _NotThereError(Exception):
+    """A repository of the hub cannot be had; the message says why, and `remedy` what to do."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.remedy = remedy
 
 
 def check_model(model: ModelConfig, api: HfApi | None = None) -> tuple[Finding, int]:
     """Say whether the model can be loaded, and how many bytes would be downloaded for it."""
+    about = "model"
     if not is_hub_id(model.path):
         try:
             find_folder(model.path)
         except ModelError as error:
-            return Finding(_ABOUT, "problem", str(error)), 0
-        return Finding(_ABOUT, "ok", f"{model.path}{', bundled' if model.path in BUNDLED else ''}"), 0
-    revision = model.revision or None
-    if isinstance(try_to_load_from_cache(model.path, "model_index.json", revision=revision), str):
-        return Finding(_ABOUT, "ok", f"{model.path} is in the hub's cache, {constants.HF_HUB_CACHE}"), 0
-    return _ask_hub(model, api or HfApi())
+            return Finding(about, "problem", str(error)), 0
+        return Finding(about, "ok", f"{model.path}{', bundled' if model.path in BUNDLED else ''}"), 0
+    if isinstance(try_to_load_from_cache(model.path, "model_index.json", revision=model.revision or None), str):
+        return Finding(about, "ok", f"{model.path} is in the hub's cache, {constants.HF_HUB_CACHE}"), 0
+
+    def wanted(sizes: Sizes) -> int:
+        return sum(sizes[name] for name in sizes if name.endswith(".safetensors") and "/" in name)
+
+    otherwise = "download it elsewhere, and give its folder as model.path"
+    return _look(about, model.path, wanted, otherwise=otherwise, revision=model.revision, api=api)
 
 
-def _ask_hub(model: ModelConfig, api: HfApi) -> tuple[Finding, int]:
-    page = f"{constants.ENDPOINT}/{model.path}"
+def check_reward_files(config: Config, api: HfApi | None = None) -> dict[str, FilesCheck]:
+    """Say of every reward that has files, by its name, whether they can be had.
+
+    A package that a reward lacks is found as well, before its files are fetched in vain. Nothing is loaded.
+    """
+    found: dict[str, FilesCheck] = {}
+    for reward in config.rewards:
+        use, about = reward.use or reward.name, f"reward {reward.name}"
+        checked = [_check_source(about, source, api) for source in reward_sources(use, reward.options)]
+        lacking = missing_extra(use)
+        findings = [finding for finding, _ in checked]
+        findings += [Finding(about, "problem", str(lacking))] if lacking is not None else []
+        if findings:
+            found[reward.name] = FilesCheck(findings, sum(count for _, count in checked))
+    return found
+
+
+def _check_source(about: str, source: Source, api: HfApi | None) -> tuple[Finding, int]:
+    path = source.path
+    if not source.is_on_hub:
+        try:
+            for names in source.files:
+                source.require(*names)
+        except ConfigError as error:
+            return Finding(about, "problem", str(error)), 0
+        return Finding(about, "ok", f"the files of options.{source.option} are in {path}"), 0
+    missing = [names for names in source.files if not any(_is_cached(path, name) for name in names)]
+    if not missing:
+        return Finding(about, "ok", f"{path} is in the hub's cache, {constants.HF_HUB_CACHE}"), 0
+
+    def wanted(sizes: Sizes) -> int:
+        return sum(_size_of_first(names, sizes, path) for names in missing)
+
+    otherwise = str(source.error("it cannot be downloaded here"))
+    return _look(about, path, wanted, otherwise=otherwise, revision="", api=api)
+
+
+def _is_cached(repository: str, name: str) -> bool:
+    return isinstance(try_to_load_from_cache(repository, name), str)
+
+
+def _size_of_first(names: Names, sizes: Sizes, repository: str) -> int:
+    """Return the bytes of the first file of those names; of an index, those of the weights that it stands for."""
+    name = next((name for name in names if name in sizes), None)
+    if name is None:
+        raise _NotThereError(f"{repository} on the hub has no {' or '.join(names)}", "name a repository that has")
+    if not name.endswith(".index.json"):
+        return sizes[name]
+    return sum(count for other, count in sizes.items() if "/" not in other and other.endswith(".safetensors"))
+
+
+def _look(
+    about: str,
+    repository: str,
+    wanted: Callable[[Sizes], int],
+    *,
+    otherwise: str,
+    revision: str,
+    api: HfApi | None,
+) -> tuple[Finding, int]:
+    """Say whether this account may have a repository, and how many bytes of it are `wanted`."""
     try:
-        api.auth_check(model.path)
-        info = api.model_info(model.path, revision=model.revision or None, files_metadata=True)
-    except GatedRepoError:
+        count = wanted(_ask_hub(api or HfApi(), repository, revision, otherwise))
+    except _NotThereError as error:
+        return Finding(about, "problem", str(error), error.remedy), 0
+    return Finding(about, "ok", f"{repository} is open to this account; {size(count)} to download"), count
+
+
+def _ask_hub(api: HfApi, repository: str, revision: str, otherwise: str) -> Sizes:
+    page = f"{constants.ENDPOINT}/{repository}"
+    try:
+        api.auth_check(repository)
+        info = api.model_info(repository, revision=revision or None, files_metadata=True)
+    except GatedRepoError as error:
         remedy = f"accept the licence on {page} and give a token: hf auth login, or the variable HF_TOKEN"
-        return Finding(_ABOUT, "problem", f"{model.path} is gated and this account has no access", remedy), 0
-    except RevisionNotFoundError:
-        return Finding(_ABOUT, "problem", f"{model.path} has no revision {model.revision!r}", f"see {page}"), 0
-    except RepositoryNotFoundError:
+        raise _NotThereError(f"{repository} is gated and this account has no access", remedy) from error
+    except RevisionNotFoundError as error:
+        raise _NotThereError(f"{repository} has no revision {revision!r}", f"see {page}") from error
+    except RepositoryNotFoundError as error:
         remedy = "check the name; a private model needs a token: hf auth login"
-        return Finding(_ABOUT, "problem", f"the hub has no {model.path} that this account can see", remedy), 0
+        raise _NotThereError(f"the hub has no {repository} that this account can see", remedy) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-        words = f"{model.path} is not in the hub's cache, and the hub does not answer: {str(error).splitlines()[0]}"
-        return Finding(_ABOUT, "problem", words, "download it elsewhere, and give its folder as model.path"), 0
-    wanted = sum(
-        file.size or 0
-        for file in info.siblings or []
-        if file.rfilename.endswith(".safetensors") and "/" in file.rfilename
-    )
-    return Finding(_ABOUT, "ok", f"{model.path} is open to this account; {size(wanted)} to download"), wanted
+        said = str(error).splitlines()[0]
+        why = f"{repository} is not in the hub's cache, and the hub does not answer: {said}"
+        raise _NotThereError(why, otherwise) from error
+    return {file.rfilename: file.size or 0 for file in info.siblings or []}
 
 
 def hub_cache() -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache as once
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from mixgrpo.models.base import FlowModel
 from mixgrpo.models.registry import find_model, read_index
 
 if TYPE_CHECKING:
-    from mixgrpo.models.pipeline import PipelineModel
+    from mixgrpo.models.pipeline import PipelineModel, Row
     from mixgrpo.models.prompt_cache import PromptCache
 
 
@@ -115,35 +116,38 @@ def cache_prompts(
     batch: int = 16,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Encode those of `prompts` that the cache in `folder` lacks, and return how many they were.
+    """Encode those of `prompts` that the cache in `folder` lacks, and return how many this process encoded.
 
-    The text encoders are loaded only if there are such prompts, and let go of at the end. What was encoded stays if the
-    call is interrupted.
+    Processes that do so at the same time, on any machines that share the folder, divide the work, and each returns when
+    all is there. The text encoders are loaded only if there is something to encode, and let go of at the end. What was
+    encoded stays if the call is interrupted. `progress` hears what all have done of what was missing.
 
     Raises:
         ModelError: as `load_model`.
+        ConfigError: if files cannot be locked in the folder.
     """
     source, adapter = find_model(path_or_hub_id, revision)
     cache = _open_cache(source, adapter, folder, dtype, max_sequence_length)
-    missing = cache.missing(prompts)
-    if not missing:
-        return 0
-    import torch  # noqa: PLC0415 - loaded only if needed
 
-    device = _device(device)
-    index = read_index(source)
-    others = [n for n, kind in index.items() if isinstance(kind, list) and n not in adapter.text_encoders]
-    pipeline = _load(source, dtype, [name for name in others if "tokenizer" not in name and "processor" not in name])
-    pipeline.to(device)
-    for start in range(0, len(missing), batch):
-        progress(start, len(missing))
-        some = missing[start : start + batch]
+    @once
+    def load() -> tuple[Any, str]:
+        index = read_index(source)
+        others = [n for n, kind in index.items() if isinstance(kind, list) and n not in adapter.text_encoders]
+        pipeline = _load(
+            source, dtype, [name for name in others if "tokenizer" not in name and "processor" not in name]
+        )
+        where = _device(device)
+        pipeline.to(where)
+        return pipeline, where
+
+    def encode(some: list[str]) -> "list[Row]":
+        import torch  # noqa: PLC0415 - loaded only if needed
+
+        pipeline, where = load()
         with torch.no_grad():
-            rows = adapter.encode_rows(pipeline, some, max_sequence_length=max_sequence_length, device=device)
-        for prompt, row in zip(some, rows, strict=True):
-            cache.write(prompt, row)
-    progress(len(missing), len(missing))
-    return len(missing)
+            return adapter.encode_rows(pipeline, some, max_sequence_length=max_sequence_length, device=where)
+
+    return cache.fill(prompts, encode, batch=batch, progress=progress)
 
 
 def _open_cache(

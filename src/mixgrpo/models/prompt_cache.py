@@ -2,23 +2,33 @@
 
 A prompt's file is found by what it depends on: the text encoders and their tokenizers, the prompt, and the length it
 is cut to. Another model, a changed one or another length has other files; nothing is ever out of date.
+
+Processes that share a cache fill it together. Prompts lie in 256 subfolders, whatever list a process was given; a
+process takes subfolders by their locks, encodes what they lack, and leaves alone those that others hold. The lock of a
+process that dies is free, and another one goes on from the files that are there.
 """
 
 import hashlib
 import json
-import os
 import struct
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixgrpo.errors import ModelError
+from mixgrpo.locks import try_lock
 
 _SAMPLED = 4096
 """Bytes that are read of every tensor: whoever trains an encoder changes all its tensors, all over."""
+
+_WAIT = 0.5
+"""Seconds after which a process that has nothing to do but wait looks again."""
 
 
 def fingerprint(folder: Path, parts: Sequence[str]) -> str:
@@ -55,11 +65,67 @@ class PromptCache:
         """Return those of `prompts` that are not there, each once."""
         return [prompt for prompt in dict.fromkeys(prompts) if not self.path(prompt).is_file()]
 
-    def write(self, prompt: str, row: dict[str, Tensor]) -> None:
-        """Keep an encoded prompt. Processes may write the same one at a time; a file is there whole or not at all."""
+    def fill(
+        self,
+        prompts: Iterable[str],
+        encode: Callable[[list[str]], list[dict[str, Tensor]]],
+        *,
+        batch: int,
+        progress: Callable[[int, int], None],
+    ) -> int:
+        """Make sure that all of `prompts` are there, together with other processes; return how many this one encoded.
+
+        `encode` is called with `batch` prompts at most, and not at all if others do everything. `progress` hears how
+        many there are of those that were missing at first, whoever encoded them.
+
+        Raises:
+            ConfigError: The disk has no locks.
+        """
+        left: dict[str, list[str]] = {}
+        for prompt in self.missing(prompts):
+            left.setdefault(self.path(prompt).parent.name, []).append(prompt)
+        total = sum(map(len, left.values()))
+        encoded = 0
+        while left:
+            with ExitStack() as held:
+                mine = self._claim(left, batch, held)
+                there = total - len(mine) - sum(map(len, left.values()))
+                progress(there, total)
+                for start in range(0, len(mine), batch):
+                    some = mine[start : start + batch]
+                    for prompt, row in zip(some, encode(some), strict=True):
+                        self._write(prompt, row)
+                    progress(there + start + len(some), total)
+            encoded += len(mine)
+            if left and not mine:
+                time.sleep(_WAIT)
+        return encoded
+
+    def _claim(self, left: dict[str, list[str]], least: int, held: ExitStack) -> list[str]:
+        """Lock subfolders for as long as `held` lasts, and return their prompts: `least` or more, or all there are.
+
+        What is locked, and what others have done, is taken out of `left`.
+        """
+        mine: list[str] = []
+        for name in list(left):
+            lock = try_lock(self.folder, name)
+            missing = self.missing(left[name])  # only now: until it was locked, somebody else may have written there
+            if lock is not None:
+                held.callback(lock.release)
+                mine += missing
+            if lock is not None or not missing:
+                del left[name]
+            else:
+                left[name] = missing
+            if len(mine) >= least:
+                break
+        return mine
+
+    def _write(self, prompt: str, row: dict[str, Tensor]) -> None:
+        """Keep an encoded prompt. A file is there whole or not at all, even on a disk whose locks do not hold."""
         path = self.path(prompt)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(f".{uuid4().hex}.part")
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in row.items()}, part)
         part.replace(path)
 

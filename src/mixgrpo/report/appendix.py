@@ -5,6 +5,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from mixgrpo.report.alarms import history
@@ -101,8 +102,31 @@ def sampler_table(summary: Summary) -> str:
 
 
 def settings_section(run: Run) -> str:
-    """Return the commands, the versions and the resolved config."""
-    return _commands(run) + _sessions(run) + _settings(run)
+    """Return the commands, the prompts, the versions and the resolved config."""
+    return _commands(run) + _prompts(run) + _sessions(run) + _settings(run)
+
+
+def prompts_in_words(run: Run) -> list[tuple[str, str]]:
+    """Return what was trained on and what was held out, as (what, how many from where); nothing in older runs.
+
+    Of a path on this machine only the file's name is told.
+    """
+    counted = run.sessions[-1].prompts if run.sessions else ()
+    lines: list[tuple[str, str]] = []
+    for what, found in zip(("prompts trained on", "prompts held out"), counted, strict=False):
+        source = Path(found.source).name if Path(found.source).is_absolute() else found.source
+        of = "of the same source" if source.startswith("split:") else f"from {source}"
+        left = f"; {count(found.left_out, 'empty or double line')} left out" if found.left_out else ""
+        cut = f"; {found.cut:,} longer than the text encoder reads, cut" if found.cut else ""
+        lines.append((what, f"{found.prompts:,} {of}{left}{cut}"))
+    return lines
+
+
+def _prompts(run: Run) -> str:
+    items = "".join(
+        f"<dt>{escape(what.capitalize())}</dt><dd>{escape(text)}</dd>" for what, text in prompts_in_words(run)
+    )
+    return f'<dl class="commands">{items}</dl>' if items else ""
 
 
 def _commands(run: Run) -> str:

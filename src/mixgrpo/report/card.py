@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 
-from mixgrpo.report.appendix import flatten
+from mixgrpo.report.appendix import flatten, prompts_in_words
 from mixgrpo.report.card_method import method_source, method_title, training_command
 from mixgrpo.report.card_pictures import BeforeAfter, before_after, copy_single, write_grid
 from mixgrpo.report.exported import Exported, loading_code
@@ -238,6 +238,7 @@ def _method(run: Run, exported: Exported) -> str:
         if "model.width" in settings
         else []
     )
+    rows += prompts_in_words(run)
     rows += [(_ABOUT[name], f"{settings[name]}") for name in wanted]
     versions = run.sessions[-1].versions if run.sessions else {}
     description = str(run.setting("description") or "").rstrip(".")

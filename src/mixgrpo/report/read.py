@@ -12,7 +12,7 @@ from typing import Any
 
 from mixgrpo.errors import CheckpointError, ConfigError
 from mixgrpo.report.exported import Exported, read_exported
-from mixgrpo.report.rows import Ending, EvalRow, JsonRow, Session, TrainRow, ending, eval_row, train_row
+from mixgrpo.report.rows import Ending, EvalRow, JsonRow, Session, TrainRow, ending, eval_row, prompt_counts, train_row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +132,14 @@ class _Log:
             versions = {"mixgrpo": versions.pop("version"), **versions}
         parameters = row.integer("trained_parameters", 0)
         self.sessions.append(
-            Session(start=time, stop=time, resumed_from=resumed_from, trained_parameters=parameters, versions=versions)
+            Session(
+                start=time,
+                stop=time,
+                resumed_from=resumed_from,
+                trained_parameters=parameters,
+                versions=versions,
+                prompts=prompt_counts(row),
+            )
         )
 
     def _elapsed(self, row: JsonRow) -> float:

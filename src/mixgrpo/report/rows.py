@@ -73,6 +73,18 @@ class EvalRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PromptCount:
+    """How many prompts a run had of a source."""
+
+    source: str
+    prompts: int
+    left_out: int
+    """Lines of the source that were empty or stood there twice."""
+    cut: int
+    """How many of the prompts are longer than the text encoder reads."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
     """One stretch of running, from a start or a resume to the last row before the next."""
 
@@ -83,6 +95,8 @@ class Session:
     """How many numbers are trained; 0 when the row does not say."""
     versions: Mapping[str, str]
     """Versions of what ran, and the machine it ran on."""
+    prompts: tuple[PromptCount, ...] = ()
+    """Of those that were trained on, and of those held out; nothing when the row does not say."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,6 +204,21 @@ class JsonRow:
 
 
 _NOT_FIGURES = frozenset({"iteration", "time", "seconds"})
+
+
+def prompt_counts(row: JsonRow) -> tuple[PromptCount, ...]:
+    """Read what a row of kind "start" says of the prompts; nothing in logs from before it did."""
+    if "prompts" not in row:
+        return ()
+    return tuple(
+        PromptCount(
+            source=part.text("source"),
+            prompts=part.integer("prompts"),
+            left_out=part.integer("empty", 0) + part.integer("duplicates", 0),
+            cut=part.integer("too_long", 0),
+        )
+        for part in (row.row("prompts").row(key) for key in ("training", "heldout"))
+    )
 
 
 def train_row(row: JsonRow, elapsed: float) -> TrainRow:

@@ -8,11 +8,15 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mixgrpo.errors import ConfigError
+from mixgrpo.errors import ConfigError, MissingExtraError
 from mixgrpo.rewards.base import NamedReward, Reward, Scores
+
+if TYPE_CHECKING:
+    from mixgrpo.rewards.sources import Source
 
 _CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """The model that PickScore and HPSv2 were trained from."""
@@ -130,6 +134,24 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 """Name -> what makes the reward from its options."""
 
 
+_WITH_FILES = ("aesthetic", "clip_score", "geneval", "hpsv2", "imagereward", "pickscore")
+"""Rewards whose module, of the same name, has a function `sources`."""
+
+_EXTRAS = {"clip_score": ("ftfy", "clip"), "hpsv2": ("ftfy", "clip")}
+"""Reward with files -> package that it needs, too, and the extra that brings it."""
+
+
+def reward_sources(use: str, options: Mapping[str, Any]) -> "tuple[Source, ...]":
+    """Return where a reward with such options has its files, and load nothing; a reward of one's own says nothing."""
+    return importlib.import_module(f"mixgrpo.rewards.{use}").sources(**options) if use in _WITH_FILES else ()
+
+
+def missing_extra(use: str) -> MissingExtraError | None:
+    """Return what a reward with files would raise, after they were downloaded, for a package that is not installed."""
+    package, extra = _EXTRAS.get(use, ("", ""))
+    return MissingExtraError(f"the {use} reward", package, extra) if package and find_spec(package) is None else None
+
+
 def make_reward(use: str, options: Mapping[str, Any] | None = None) -> Reward:
     """Make the built-in reward called `use`, or the one that the import path `use` leads to.
 
@@ -191,4 +213,4 @@ def _import_factory(path: str) -> Callable[..., Any]:
     return names[name]
 
 
-__all__ = ["REWARDS", "Reward", "Scores", "make_reward"]
+__all__ = ["REWARDS", "Reward", "Scores", "make_reward", "missing_extra", "reward_sources"]

@@ -12,19 +12,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPModel
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.rewards.base import mask_unscorable
 from mixgrpo.rewards.clip import ClipEncoder
-from mixgrpo.rewards.clip_files import Source, load_clip_model, read_weights, require_file
 from mixgrpo.rewards.pixels import Preparation
 from mixgrpo.rewards.placement import Placement
+from mixgrpo.rewards.sources import CONFIG, WEIGHTS, Source
 
 MODEL = "openai/clip-vit-large-patch14"
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
 _HEAD_URL = f"https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/{HEAD}"
 _WIDTHS = (1024, 128, 64, 16, 1)
 _LAYERS = (0, 2, 4, 6, 7)  # places of the linear layers: the others are dropouts, which do nothing here
+
+
+def sources(*, path: str = MODEL, head: str = HEAD, **_: Any) -> tuple[Source, ...]:
+    """Return where the reward with such options has its files, and loads nothing."""
+    fetch, model = f"curl -L --create-dirs -o FOLDER/{HEAD} {_HEAD_URL}", f"{MODEL} config.json model.safetensors"
+    return (
+        Source("aesthetic", "head", head, fetch, ((HEAD,),)),
+        Source.of_hub("aesthetic", "path", path, published=model, files=(CONFIG, WEIGHTS)),
+    )
 
 
 class AestheticReward:
@@ -43,10 +53,9 @@ class AestheticReward:
         """
         if not divide_by > 0:
             raise ConfigError(f"the aesthetic reward's divide_by must be above 0, got {divide_by}")
-        self._head = _load_head(Source(self.name, "head", head, f"curl -L --create-dirs -o FOLDER/{HEAD} {_HEAD_URL}"))
-        model = load_clip_model(
-            Source.of_hub(self.name, "path", path, published=f"{MODEL} config.json model.safetensors")
-        )
+        ratings, source = sources(path=path, head=head)
+        self._head = _load_head(ratings)
+        model = source.load_model(CLIPModel)
         config: Any = model.config
         takes, gives = self._head[0].in_features, config.projection_dim
         if takes != gives:
@@ -68,16 +77,16 @@ class AestheticReward:
 
 def _load_head(source: Source) -> nn.Sequential:
     """Return the linear layers, in float32 on the CPU, every weight of the file in its place."""
-    file = require_file(source, HEAD)
-    weights = read_weights(file, source)
+    file = source.require(HEAD)
+    weights = source.read_weights(file)
     names = {f"layers.{old}.{kind}": f"{new}.{kind}" for new, old in enumerate(_LAYERS) for kind in ("weight", "bias")}
     first = weights.get("layers.0.weight")
     widths = (first.shape[-1] if first is not None else 0, *_WIDTHS)
     shapes = [shape for wide, thin in pairwise(widths) for shape in ((thin, wide), (thin,))]
     if {name: tuple(tensor.shape) for name, tensor in weights.items()} != dict(zip(names, shapes, strict=True)):
-        raise ConfigError(
-            f"{source}: {file} is not LAION's predictor, whose weights are {', '.join(names)} for layers "
-            f"{' - '.join(map(str, _WIDTHS))} wide. {source.advice()}"
+        raise source.error(
+            f"{file} is not LAION's predictor, whose weights are {', '.join(names)} for layers "
+            f"{' - '.join(map(str, _WIDTHS))} wide"
         )
     head = nn.Sequential(*(nn.Linear(wide, thin) for wide, thin in pairwise(widths)))
     head.load_state_dict({names[name]: tensor.float() for name, tensor in weights.items()})

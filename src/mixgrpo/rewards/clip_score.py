@@ -7,20 +7,32 @@ could not be verified. Licence of the weights: Apple's own, of its sample code (
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from mixgrpo.rewards.base import mask_unscorable
 from mixgrpo.rewards.clip import ClipEncoder
-from mixgrpo.rewards.clip_files import TOKENIZER_FILES, Source, load_clip
+from mixgrpo.rewards.clip_files import CLIP_FILES, load_clip
 from mixgrpo.rewards.clip_text import ClipTokens
 from mixgrpo.rewards.placement import Placement
+from mixgrpo.rewards.sources import TOKENIZER, TOKENIZER_FILES, Source
 
 MODEL = "apple/DFN5B-CLIP-ViT-H-14-378"
 """What MixGRPO loads under its former name, DFN5B-CLIP-ViT-H-14-384."""
 
-TOKENIZER = "openai/clip-vit-large-patch14"
+TOKENIZER_REPOSITORY = "openai/clip-vit-large-patch14"
 """A repository with the tokeniser that open_clip builds in."""
+
+
+def sources(*, path: str = MODEL, tokenizer: str = TOKENIZER_REPOSITORY, **_: Any) -> tuple[Source, ...]:
+    """Return where the reward with such options has its files, and loads nothing."""
+    model = f"{MODEL} open_clip_config.json open_clip_pytorch_model.bin"
+    words = f"{TOKENIZER_REPOSITORY} {TOKENIZER_FILES}"
+    return (
+        Source.of_hub("clip_score", "path", path, published=model, files=CLIP_FILES),
+        Source.of_hub("clip_score", "tokenizer", tokenizer, published=words, files=(TOKENIZER,)),
+    )
 
 
 class ClipScoreReward:
@@ -39,15 +51,9 @@ class ClipScoreReward:
             ConfigError: Files are missing, out of reach, or not a CLIP model.
             MissingExtraError: `ftfy` is not installed.
         """
-        source = Source.of_hub(
-            self.name, "path", path, published=f"{MODEL} open_clip_config.json open_clip_pytorch_model.bin"
-        )
+        source, words = sources(path=path, tokenizer=tokenizer)
         model, prepare = load_clip(source)
-        tokens = ClipTokens(
-            Source.of_hub(self.name, "tokenizer", tokenizer, published=f"{TOKENIZER} {TOKENIZER_FILES}"),
-            model.config,
-            mend=True,
-        )
+        tokens = ClipTokens(words, model.config, mend=True)
         self._encoder = ClipEncoder(model, prepare, placement, tokens=tokens)
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig
+from transformers import AutoTokenizer, CLIPConfig
 
-from mixgrpo.errors import ConfigError, MissingExtraError
-from mixgrpo.rewards.clip_files import Source, load_tokenizer
+from mixgrpo.errors import MissingExtraError
+from mixgrpo.rewards.sources import Source
 
 
 class ClipTokens:
@@ -31,17 +31,17 @@ class ClipTokens:
             ConfigError: There is no tokeniser, or it is not the one of this model.
             MissingExtraError: `mend` needs `ftfy`, which is not installed.
         """
-        self._tokenizer = load_tokenizer(source)
         self._mend = _load_mender(source.reward) if mend else None
+        self._tokenizer = source.load(AutoTokenizer, use_fast=True)
         text: Any = config.text_config
         self._length = text.max_position_embeddings
         self._start, self._end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         # Configs from before transformers 4.31 have a 2 there, which stands for "the highest number of a text".
         end = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
         if self._start is None or self._end != end or len(self._tokenizer) > text.vocab_size:
-            raise ConfigError(
-                f"{source}: this tokeniser does not belong to the model, whose {text.vocab_size} tokens have their end "
-                f"token at {end}: its {len(self._tokenizer)} have theirs at {self._end}. {source.advice()}"
+            raise source.error(
+                f"this tokeniser does not belong to the model, whose {text.vocab_size} tokens have their end "
+                f"token at {end}: its {len(self._tokenizer)} have theirs at {self._end}"
             )
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

@@ -21,7 +21,7 @@ from transformers import (
 
 from mixgrpo.rewards.pixels import Preparation
 from mixgrpo.rewards.scene import COLORS, Box, Detection
-from mixgrpo.rewards.weights import WeightsSource
+from mixgrpo.rewards.sources import Source
 
 _NAMES = {
     "aeroplane": "airplane",
@@ -54,13 +54,14 @@ class Found(NamedTuple):
 class Mask2FormerDetector:
     """Finds objects of the classes that its weights know."""
 
-    def __init__(self, source: WeightsSource, device: torch.device) -> None:
+    def __init__(self, source: Source, device: torch.device) -> None:
         """Load the network and its preprocessing.
 
         Raises:
-            RewardError: A file is missing, or it is another network.
+            ConfigError: A file is missing, or it is another network.
         """
-        self._model: Any = source.load_model(Mask2FormerForUniversalSegmentation).to(device)
+        # not exact: published files of Swin hold indices too, which the network makes itself
+        self._model: Any = source.load_model(Mask2FormerForUniversalSegmentation, exact=False).to(device)
         self._processor: Any = source.load(AutoImageProcessor)
         self._labels = {i: geneval_name(name) for i, name in self._model.config.id2label.items()}
         self._device = device
@@ -97,11 +98,11 @@ class Mask2FormerDetector:
 class ColorNamer:
     """Names the colour of an object, by which of GenEval's phrases CLIP finds nearest to it."""
 
-    def __init__(self, source: WeightsSource, device: torch.device) -> None:
+    def __init__(self, source: Source, device: torch.device) -> None:
         """Load CLIP and its tokenizer.
 
         Raises:
-            RewardError: A file is missing, or it is another network.
+            ConfigError: A file is missing, or it is another network.
         """
         self._model: Any = source.load_model(CLIPModel).to(device)
         self._tokenizer: Any = source.load(AutoTokenizer)

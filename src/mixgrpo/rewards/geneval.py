@@ -12,6 +12,7 @@ but mmdetection's weights of the same detector, so scores need not equal publish
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from PIL import Image
@@ -23,13 +24,23 @@ from mixgrpo.rewards.detector import ColorNamer, Found, Mask2FormerDetector, cut
 from mixgrpo.rewards.pixels import as_pictures
 from mixgrpo.rewards.placement import Placement
 from mixgrpo.rewards.scene import Detection, Scene, Verdict, judge, read_scene, select
-from mixgrpo.rewards.weights import WeightsSource
+from mixgrpo.rewards.sources import CONFIG, TOKENIZER, TOKENIZER_FILES, WEIGHTS, Source
 
-_NEEDED = (
-    "config.json, preprocessor_config.json and model.safetensors (0.26 GB) of "
-    "facebook/mask2former-swin-small-coco-instance, or of another Mask2Former for instances"
-)
-_NEEDED_CLIP = "config.json, model.safetensors (1.71 GB) and the tokenizer of openai/clip-vit-large-patch14"
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+CLIP = "openai/clip-vit-large-patch14"
+
+
+def sources(*, path: str = DETECTOR, clip: str = CLIP, **_: Any) -> tuple[Source, ...]:
+    """Return where the reward with such options has its files, and loads nothing."""
+    beside = "preprocessor_config.json"
+    detector, namer = (
+        f"{DETECTOR} config.json {beside} model.safetensors",
+        f"{CLIP} {TOKENIZER_FILES} model.safetensors",
+    )
+    return (
+        Source.of_hub("geneval", "path", path, published=detector, files=(CONFIG, (beside,), WEIGHTS)),
+        Source.of_hub("geneval", "clip", clip, published=namer, files=(CONFIG, WEIGHTS, TOKENIZER)),
+    )
 
 
 class GenEvalReward:
@@ -40,8 +51,8 @@ class GenEvalReward:
     def __init__(
         self,
         *,
-        path: str = "facebook/mask2former-swin-small-coco-instance",
-        clip: str = "openai/clip-vit-large-patch14",
+        path: str = DETECTOR,
+        clip: str = CLIP,
         partial: bool = False,
         threshold: float = 0.3,
         counting_threshold: float = 0.9,
@@ -60,8 +71,8 @@ class GenEvalReward:
         GenEval's.
 
         Raises:
-            ConfigError: A number is out of its range, or the device is none.
-            RewardError: A file is missing, or does not fit; the message says what to download.
+            ConfigError: A number is out of its range, or the device is none; or a file is missing, or does not fit,
+                and the message says what to download.
         """
         placement = Placement(device=device, batch_size=batch_size)
         for option, figure in (("threshold", threshold), ("counting_threshold", counting_threshold)):
@@ -73,8 +84,8 @@ class GenEvalReward:
                 f"position_margin of at least 0, got {max_objects}, {max_overlap} and {position_margin}"
             )
         picked = placement.torch_device
-        self._detector = Mask2FormerDetector(WeightsSource(self.name, "path", path, _NEEDED), picked)
-        self._namer = ColorNamer(WeightsSource(self.name, "clip", clip, _NEEDED_CLIP), picked)
+        detector, namer = sources(path=path, clip=clip)
+        self._detector, self._namer = Mask2FormerDetector(detector, picked), ColorNamer(namer, picked)
         self._partial = partial
         self._thresholds = {"counting": counting_threshold}
         self._threshold = threshold

@@ -10,21 +10,31 @@ with the libraries that MixGRPO and DanceGRPO name (torchvision 0.20): whole, wi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from mixgrpo.rewards.base import mask_unscorable
 from mixgrpo.rewards.clip import ClipEncoder
-from mixgrpo.rewards.clip_files import TOKENIZER_FILES, Source, read_weights, require_file
 from mixgrpo.rewards.clip_text import ClipTokens
 from mixgrpo.rewards.open_clip import VIT_H_14, Architecture, build_clip
 from mixgrpo.rewards.pixels import Preparation
 from mixgrpo.rewards.placement import Placement
+from mixgrpo.rewards.sources import TOKENIZER, TOKENIZER_FILES, Source
 
 CHECKPOINT = "HPS_v2.1_compressed.pt"
 REPOSITORY = "xswu/HPSv2"
-TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+TOKENIZER_REPOSITORY = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """The model that HPSv2 was trained from: its repository has the tokeniser that open_clip builds in."""
+
+
+def sources(*, path: str = REPOSITORY, tokenizer: str = TOKENIZER_REPOSITORY, **_: Any) -> tuple[Source, ...]:
+    """Return where the reward with such options has its files, and loads nothing."""
+    published = f"{TOKENIZER_REPOSITORY} {TOKENIZER_FILES}"
+    return (
+        Source.of_hub("hpsv2", "path", path, published=f"{REPOSITORY} {CHECKPOINT}", files=((CHECKPOINT,),)),
+        Source.of_hub("hpsv2", "tokenizer", tokenizer, published=published, files=(TOKENIZER,)),
+    )
 
 
 class HpsV2Reward:
@@ -43,14 +53,10 @@ class HpsV2Reward:
             ConfigError: Files are missing, out of reach, or weights of another architecture.
             MissingExtraError: `ftfy` is not installed.
         """
-        source = Source.of_hub(self.name, "path", path, published=f"{REPOSITORY} {CHECKPOINT}")
-        file = require_file(source, CHECKPOINT)
-        tokens = ClipTokens(
-            Source.of_hub(self.name, "tokenizer", tokenizer, published=f"{TOKENIZER} {TOKENIZER_FILES}"),
-            architecture.config(),
-            mend=True,
-        )
-        model = build_clip(read_weights(file, source), architecture, who=f"{source}: {file}")
+        source, words = sources(path=path, tokenizer=tokenizer)
+        file = source.require(CHECKPOINT)
+        tokens = ClipTokens(words, architecture.config(), mend=True)
+        model = build_clip(source.read_weights(file), architecture, who=f"{source}: {file}")
         prepare = Preparation(size=architecture.image_size, fit="pad")
         self._encoder = ClipEncoder(model, prepare, placement, tokens=tokens)
 

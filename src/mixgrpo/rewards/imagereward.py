@@ -12,22 +12,36 @@ square.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BertTokenizer
 
-from mixgrpo.errors import RewardError
 from mixgrpo.rewards.base import mask_unscorable
 from mixgrpo.rewards.imagereward_model import load_imagereward
 from mixgrpo.rewards.pixels import Preparation
 from mixgrpo.rewards.placement import Placement
-from mixgrpo.rewards.weights import WeightsSource
+from mixgrpo.rewards.sources import TOKENIZER, Source
 
 _MAX_TOKENS = 35
 
-_NEEDED = "ImageReward.pt (1.79 GB) and med_config.json of THUDM/ImageReward"
-_NEEDED_TOKENIZER = "the tokenizer of google-bert/bert-base-uncased (vocab.txt or tokenizer.json)"
+MODEL = "THUDM/ImageReward"
+_CHECKPOINT = ("ImageReward.safetensors", "ImageReward.pt")
+_CONFIG = "med_config.json"
+_BERT = "google-bert/bert-base-uncased"
+
+
+def sources(*, path: str = MODEL, tokenizer: str = "", **_: Any) -> tuple[Source, ...]:
+    """Return where the reward with such options has its files, and loads nothing."""
+    if not tokenizer:
+        beside = Path(path).expanduser()
+        tokenizer = path if any((beside / name).is_file() for name in TOKENIZER) else _BERT
+    model, bert = f"{MODEL} {_CHECKPOINT[-1]} {_CONFIG}", f"{_BERT} config.json tokenizer.json vocab.txt"
+    return (
+        Source.of_hub("imagereward", "path", path, published=model, files=(_CHECKPOINT, (_CONFIG,))),
+        Source.of_hub("imagereward", "tokenizer", tokenizer, published=bert, files=(TOKENIZER,)),
+    )
 
 
 class ImageReward:
@@ -38,7 +52,7 @@ class ImageReward:
     def __init__(
         self,
         *,
-        path: str = "THUDM/ImageReward",
+        path: str = MODEL,
         tokenizer: str = "",
         device: str = "auto",
         dtype: str = "float32",
@@ -50,14 +64,13 @@ class ImageReward:
         google-bert/bert-base-uncased. `dtype` is that of the two towers. `batch_size` pictures are scored at a time.
 
         Raises:
-            ConfigError: The device, the dtype or the batch size is none.
-            RewardError: A file is missing, cannot be read, or does not fit; the message says what to download.
+            ConfigError: The device, the dtype or the batch size is none; or a file is missing, cannot be read, or does
+                not fit, and the message says what to download.
         """
         placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
-        source = WeightsSource(self.name, "path", path, _NEEDED)
-        checkpoint = source.find("ImageReward.safetensors", "ImageReward.pt")
-        model = load_imagereward(checkpoint, source.find("med_config.json"))
-        self._tokenizer = _load_tokenizer(path, tokenizer, model.text.config.vocab_size)
+        source, words = sources(path=path, tokenizer=tokenizer)
+        model = load_imagereward(source, source.require(*_CHECKPOINT), source.require(_CONFIG))
+        self._tokenizer = _load_tokenizer(words, model.text.config.vocab_size)
         self._device, self._batch_size = placement.torch_device, batch_size
         self._model = model.to_inference(self._device, placement.torch_dtype)
         self._prepare = Preparation(size=self._model.image_size, fit="crop_even")
@@ -83,20 +96,15 @@ class ImageReward:
         return self._model(pixels.to(self._device), ids.to(self._device), mask.to(self._device)).cpu()
 
 
-def _load_tokenizer(path: str, tokenizer: str, vocabulary: int) -> BertTokenizer:
+def _load_tokenizer(source: Source, vocabulary: int) -> BertTokenizer:
     """Load BERT's tokenizer and add BLIP's tokens; its size must be that of the text encoder's `vocabulary`."""
-    beside = Path(path).expanduser()
-    if not tokenizer:
-        has_files = any((beside / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
-        tokenizer = path if has_files else "google-bert/bert-base-uncased"
-    source = WeightsSource("imagereward", "tokenizer", tokenizer, _NEEDED_TOKENIZER)
-    source.find("tokenizer.json", "vocab.txt")  # without them transformers makes a tokenizer that knows no words
+    source.require(*TOKENIZER)  # without them transformers makes a tokenizer that knows no words
     loaded = source.load(BertTokenizer)
     # The order is BLIP's: it gives [DEC] the number 30522 and [ENC] 30523. The prompt still begins with [CLS].
     loaded.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     if len(loaded) != vocabulary:
-        raise RewardError(
-            f"the imagereward reward's tokenizer {tokenizer!r} has {len(loaded)} tokens with [DEC] and [ENC], but the "
-            f"checkpoint's text encoder has {vocabulary}. It needs {_NEEDED_TOKENIZER}"
+        raise source.error(
+            f"this tokenizer has {len(loaded)} tokens with [DEC] and [ENC], but the checkpoint's text encoder has "
+            f"{vocabulary}"
         )
     return loaded

@@ -9,21 +9,17 @@ one.
 
 import json
 import math
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from mixgrpo.errors import RewardError
-from mixgrpo.rewards.weights import shown
+from mixgrpo.rewards.sources import Source, in_words
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the raw scores; the published code subtracts and divides by these."""
@@ -100,18 +96,24 @@ class ImageRewardModel(nn.Module):
         return self.to(device).eval().requires_grad_(False)
 
 
-def load_imagereward(checkpoint: Path, med_config: Path) -> ImageRewardModel:
-    """Build the network from the published checkpoint (.pt or .safetensors) and its `med_config.json`.
+def load_imagereward(source: Source, checkpoint: Path, med_config: Path) -> ImageRewardModel:
+    """Build the network from the published checkpoint (.pt or .safetensors) and its `med_config.json`, of a source.
 
     The sizes of the vision tower and of the head are read off the checkpoint's weights. A .pt is read as weights only.
 
     Raises:
-        RewardError: A file cannot be read, or a key is missing, superfluous, or of the wrong shape; it is named.
+        ConfigError: A file cannot be read, or a key is missing, superfluous, or of the wrong shape; it is named.
     """
-    weights = _read_weights(checkpoint)
-    vision = _vision_config(weights, checkpoint)
-    text = _text_config(med_config, vision.hidden_size)
-    widths = tuple(_shape(weights, f"mlp.layers.{i}.weight", checkpoint)[0] for i in (0, 2, 4, 6, 7))
+    weights = source.read_weights(checkpoint)
+
+    def shape(key: str) -> torch.Size:
+        if key not in weights:
+            raise source.error(f"{checkpoint} is not the checkpoint of ImageReward v1.0: the key {key} is missing")
+        return weights[key].shape
+
+    vision = _vision_config(shape, weights)
+    text = _text_config(source, med_config, vision.hidden_size)
+    widths = tuple(shape(f"mlp.layers.{i}.weight")[0] for i in (0, 2, 4, 6, 7))
     model = ImageRewardModel(vision, text, widths)
     own = model.state_dict()
     sources = {key: original_key(key) for key in own}
@@ -126,10 +128,9 @@ def load_imagereward(checkpoint: Path, med_config: Path) -> ImageRewardModel:
         ),
     }
     if any(faults.values()):
-        found = "; ".join(f"{what}: {shown(keys)}" for what, keys in faults.items() if keys)
-        raise RewardError(
-            f"{checkpoint} is not the checkpoint of ImageReward v1.0 that {med_config} describes. Keys {found}. "
-            f"Download both files again from THUDM/ImageReward"
+        raise source.error(
+            f"{checkpoint} is not the checkpoint of ImageReward v1.0 that {med_config} describes. Keys that do not "
+            f"fit: {in_words(faults)}"
         )
     model.load_state_dict({key: weights[source] for key, source in sources.items()})
     return model
@@ -147,11 +148,11 @@ def original_key(key: str) -> str:
     return f"blip.visual_encoder.{rest}"
 
 
-def _vision_config(weights: Mapping[str, Tensor], checkpoint: Path) -> BlipVisionConfig:
+def _vision_config(shape: Callable[[str], torch.Size], weights: Iterable[str]) -> BlipVisionConfig:
     tower = "blip.visual_encoder"
-    positions, width = _shape(weights, f"{tower}.pos_embed", checkpoint)[1:]
-    patch = _shape(weights, f"{tower}.patch_embed.proj.weight", checkpoint)[-1]
-    hidden = _shape(weights, f"{tower}.blocks.0.mlp.fc1.weight", checkpoint)[0]
+    positions, width = shape(f"{tower}.pos_embed")[1:]
+    patch = shape(f"{tower}.patch_embed.proj.weight")[-1]
+    hidden = shape(f"{tower}.blocks.0.mlp.fc1.weight")[0]
     blocks = {int(found[1]) for key in weights if (found := re.match(rf"{re.escape(tower)}\.blocks\.(\d+)\.", key))}
     return BlipVisionConfig(
         hidden_size=width,
@@ -164,42 +165,13 @@ def _vision_config(weights: Mapping[str, Tensor], checkpoint: Path) -> BlipVisio
     )
 
 
-def _text_config(file: Path, vision_width: int) -> BlipTextConfig:
+def _text_config(source: Source, file: Path, vision_width: int) -> BlipTextConfig:
     try:
         given: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise RewardError(f"{file} of the imagereward reward cannot be read: {error}") from error
+        raise source.error(f"{file} cannot be read: {error}") from error
     missing = [name for name in _TEXT_SIZES if name not in given]
     if missing:
-        raise RewardError(
-            f"{file} is not the med_config.json of ImageReward: it lacks {', '.join(missing)}. "
-            f"Download it again from THUDM/ImageReward"
-        )
+        raise source.error(f"{file} is not the med_config.json of ImageReward: it lacks {', '.join(missing)}")
     # "encoder_width" is not read: the published code, too, puts the width of its vision tower there.
     return BlipTextConfig(**{name: given[name] for name in _TEXT_SIZES}, encoder_hidden_size=vision_width)
-
-
-def _shape(weights: Mapping[str, Tensor], key: str, checkpoint: Path) -> torch.Size:
-    if key not in weights:
-        raise RewardError(
-            f"{checkpoint} is not the checkpoint of ImageReward v1.0: the key {key} is missing. It has "
-            f"{shown(sorted(weights)) or 'none'}. Download ImageReward.pt again from THUDM/ImageReward"
-        )
-    return weights[key].shape
-
-
-def _read_weights(file: Path) -> Mapping[str, Tensor]:
-    try:
-        weights = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise RewardError(
-            f"{file} of the imagereward reward cannot be read as weights: {error}. "
-            f"Download ImageReward.pt (1.79 GB) again from THUDM/ImageReward"
-        ) from error
-    if not isinstance(weights, Mapping) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-        raise RewardError(f"{file} holds something else than named weights; ImageReward.pt is a plain state dict")
-    return weights

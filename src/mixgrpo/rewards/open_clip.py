@@ -19,8 +19,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from mixgrpo.errors import ConfigError
-
-_LISTED = 6  # names that a message shows of each kind
+from mixgrpo.rewards.sources import in_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,18 +124,13 @@ def build_clip(state: Mapping[str, Tensor], architecture: Architecture, *, who: 
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in problems.items() if names)
         raise ConfigError(
             f"{who} is not a checkpoint of the architecture that was expected (image tower {architecture.vision_width} "
             f"wide with {architecture.vision_layers} layers, text tower {architecture.text_width} wide with "
-            f"{architecture.text_layers}). Weights that do not fit, in transformers' names where they have one: {found}"
+            f"{architecture.text_layers}). Weights that do not fit, in transformers' names where they have one: "
+            f"{in_words(problems)}"
         )
     return cast(Any, CLIPModel).from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
-
-
-def listed(names: list[str]) -> str:
-    """Name the first few of `names`."""
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
 def _rename(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -9,19 +9,32 @@ is all there is to choose. Licence: the code is MIT, that of the weights was not
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
+from transformers import CLIPModel
 
 from mixgrpo.errors import ConfigError
 from mixgrpo.rewards.base import mask_unscorable
 from mixgrpo.rewards.clip import ClipEncoder
-from mixgrpo.rewards.clip_files import TOKENIZER_FILES, Source, load_clip_model, read_preparation
+from mixgrpo.rewards.clip_files import read_preparation
 from mixgrpo.rewards.clip_text import ClipTokens
 from mixgrpo.rewards.placement import Placement
+from mixgrpo.rewards.sources import CONFIG, TOKENIZER, TOKENIZER_FILES, WEIGHTS, Source
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """The model that PickScore was trained from: its repository has the tokeniser and how pictures are prepared."""
+
+
+def sources(*, path: str = MODEL, processor: str = PROCESSOR, **_: Any) -> tuple[Source, ...]:
+    """Return where the reward with such options has its files, and loads nothing."""
+    model, beside = f"{MODEL} config.json model.safetensors", f"{PROCESSOR} {TOKENIZER_FILES} preprocessor_config.json"
+    wanted = (("preprocessor_config.json",), TOKENIZER)
+    return (
+        Source.of_hub("pickscore", "path", path, published=model, files=(CONFIG, WEIGHTS)),
+        Source.of_hub("pickscore", "processor", processor, published=beside, files=wanted),
+    )
 
 
 class PickScoreReward:
@@ -39,10 +52,8 @@ class PickScoreReward:
         """
         if not divide_by > 0:
             raise ConfigError(f"the pickscore reward's divide_by must be above 0, got {divide_by}")
-        model = load_clip_model(Source.of_hub(self.name, "path", path, published=MODEL))
-        beside = Source.of_hub(
-            self.name, "processor", processor, published=f"{PROCESSOR} {TOKENIZER_FILES} preprocessor_config.json"
-        )
+        source, beside = sources(path=path, processor=processor)
+        model = source.load_model(CLIPModel)
         tokens = ClipTokens(beside, model.config, mend=False)
         self._encoder = ClipEncoder(model, read_preparation(beside), placement, tokens=tokens)
         self._factor = self._encoder.logit_scale / divide_by

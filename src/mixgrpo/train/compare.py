@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from filelock import Timeout
-
-from mixgrpo.config.comparison import Session, Terms, lock_of, write_session
+from mixgrpo.config.comparison import Session, Terms, write_session
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import MixGRPOError, TrainingError
+from mixgrpo.locks import lock_of, try_lock
 from mixgrpo.report import write_comparison
 from mixgrpo.report.comparison import read_comparison, run_folder_of
 from mixgrpo.train.clock import Interrupted, StopRequest
@@ -123,10 +122,8 @@ def _write_results(folder: Path) -> None:
 @contextmanager
 def _claim(folder: Path, group: Group) -> Iterator[list[Entry]]:
     """Keep other processes off a group, and yield what is left of it: nothing while another one is on it."""
-    lock = lock_of(folder, group.name)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
+    lock = try_lock(folder, group.name)
+    if lock is None:
         yield []
         return
     try:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from mixgrpo.data.sets import prompt_lines
-from mixgrpo.report.alarms import NOTHING, Watch, Watcher, standing_of_json
+from mixgrpo.report.alarms import NOTHING, Standing, Watch, Watcher, standing_of_json
 from mixgrpo.train.console import duration
 
 _RECENT = 10
@@ -42,6 +42,8 @@ class Runner:
     """The latest held-out figures."""
     watch: Watch = NOTHING
     """What the rule on deceived rewards has to know of the method's runs."""
+    earlier: Mapping[int, Sequence[Standing]] = field(default_factory=dict[int, Sequence[Standing]])
+    """Seed -> the evaluations that its run has behind it."""
 
     def each(self) -> float:
         """Return the mean of the latest iterations; 0 as long as there is none."""
@@ -123,7 +125,7 @@ class RunSink:
 
     def __init__(self, display: CompareConsole, runner: Runner, seed: int) -> None:
         self._display, self._runner, self._seed = display, runner, seed
-        self._watcher = Watcher(runner.watch)
+        self._watcher = Watcher(runner.watch, runner.earlier.get(seed, ()))
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Take a row of metrics.jsonl."""
@@ -132,6 +134,7 @@ class RunSink:
             case "start":
                 runner.seed, runner.phase = self._seed, "starting"
                 runner.done[self._seed] = row.get("resumed_from") or 0
+                self._watcher.resume(runner.done[self._seed])
                 if "prompts" in row:
                     self._display.tell_prompts(row["prompts"])
             case "train":
