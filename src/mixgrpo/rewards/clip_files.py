@@ -150,6 +150,18 @@ def load_clip(source: Source) -> Clip:
     return Clip(build_clip(read_weights(weights, source), architecture, who=f"{source}: {weights}"), prepare)
 
 
+def read_architecture(file: Path, source: Source) -> Architecture:
+    """Return the architecture that a file with open_clip's `model_cfg` describes.
+
+    Raises:
+        ConfigError: It describes none of two transformers.
+    """
+    try:
+        return _read_architecture(json.loads(file.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{source}: {file} does not describe a CLIP of two transformers: {error}") from error
+
+
 def load_clip_model(source: Source) -> CLIPModel:
     """Load a `CLIPModel` of transformers, float32, from a folder or the hub, every weight of it.
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mixgrpo.rewards.base import mask_unscorable
 from mixgrpo.rewards.clip import ClipEncoder
-from mixgrpo.rewards.clip_files import TOKENIZER_FILES, Source, read_weights, require_file
+from mixgrpo.rewards.clip_files import TOKENIZER_FILES, Source, read_architecture, read_weights, require_file
 from mixgrpo.rewards.clip_text import ClipTokens
-from mixgrpo.rewards.open_clip import VIT_H_14, Architecture, build_clip
+from mixgrpo.rewards.open_clip import VIT_H_14, build_clip
 from mixgrpo.rewards.pixels import Preparation
 from mixgrpo.rewards.placement import Placement
 
@@ -32,12 +32,11 @@ class HpsV2Reward:
 
     name = "hpsv2"
 
-    def __init__(
-        self, path: str, tokenizer: str, *, placement: Placement, architecture: Architecture = VIT_H_14
-    ) -> None:
+    def __init__(self, path: str, tokenizer: str, *, placement: Placement) -> None:
         """Load the checkpoint of `path`: the file itself, or a folder or hub id that has HPS_v2.1_compressed.pt.
 
-        `tokenizer` is a folder or a hub id in the form of transformers.
+        `tokenizer` is a folder or a hub id in the form of transformers. The published checkpoint is a ViT-H-14; beside
+        one of another architecture there is a file of the same name but .json, with open_clip's `model_cfg`.
 
         Raises:
             ConfigError: Files are missing, out of reach, or weights of another architecture.
@@ -45,6 +44,8 @@ class HpsV2Reward:
         """
         source = Source.of_hub(self.name, "path", path, published=f"{REPOSITORY} {CHECKPOINT}")
         file = require_file(source, CHECKPOINT)
+        beside = file.with_suffix(".json")
+        architecture = read_architecture(beside, source) if beside.is_file() else VIT_H_14
         tokens = ClipTokens(
             Source.of_hub(self.name, "tokenizer", tokenizer, published=f"{TOKENIZER} {TOKENIZER_FILES}"),
             architecture.config(),

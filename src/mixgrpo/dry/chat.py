@@ -56,6 +56,7 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def chat_tokenizer() -> Qwen2Tokenizer:
+    """Return a tokenizer in Qwen's format, to which Qwen-Image's head is the 34 tokens that the pipeline cuts off."""
     vocabulary, merges = _vocabulary()
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges, extra_special_tokens=list(_MARKS[1:]))
     tokenizer.chat_template = _CHAT
@@ -81,14 +82,17 @@ def _text_config(layers: int) -> dict[str, object]:
 
 
 def qwen3(layers: int) -> Qwen3Model:
+    """Return what Z-Image reads prompts with."""
     return Qwen3Model(Qwen3Config(**_text_config(layers)))
 
 
 def qwen3_writer(layers: int) -> Qwen3ForCausalLM:
+    """Return what FLUX.2 klein reads prompts with, from layers up to the 27th."""
     return Qwen3ForCausalLM(Qwen3Config(**_text_config(layers)))
 
 
 def qwen_vl(layers: int) -> Qwen2_5_VLForConditionalGeneration:
+    """Return what Qwen-Image reads prompts with."""
     rope = {"rope_type": "default", "mrope_section": [1, 1, 0], "rope_theta": 1000.0}
     eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 8}
     config = Qwen2_5_VLConfig(text_config=_text_config(layers) | {"rope_scaling": rope}, vision_config=eyes)
@@ -96,6 +100,7 @@ def qwen_vl(layers: int) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def mistral3(layers: int) -> Mistral3ForConditionalGeneration:
+    """Return what FLUX.2 dev reads prompts with, from layers up to the 30th."""
     eyes = {
         "model_type": "pixtral",
         "hidden_size": 8,
