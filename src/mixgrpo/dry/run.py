@@ -12,7 +12,7 @@ from mixgrpo.config.messages import did_you_mean
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import ModelConfig
 from mixgrpo.data.sets import load_prompt_sets
-from mixgrpo.dry.known import Known, find_known
+from mixgrpo.dry.known import find_known
 from mixgrpo.dry.models import save_small
 from mixgrpo.dry.prompts import prompts_for
 from mixgrpo.dry.rewards import Swap, swapping
