@@ -31,12 +31,11 @@ def run(config: Config, source: str, rest: Sequence[str], *, output: str | None)
     print(f"  folder   {folder}", flush=True)
     started = time.monotonic()
     device = config.model.device if _gives_device(rest) else "cpu"
-    done = None
     try:
         done = dry_run(config, folder, device=device, sinks=lambda settings: [ConsoleSink(settings)])
-    finally:
-        if done is None:  # so that the same command can be given again; the folder was new or empty
-            shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # so that the same command can be given again; the folder was new or empty
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     if done.outcome.reason == "interrupted":
         print(f"\nInterrupted after {done.outcome.iteration} of {done.config.iterations} iterations.")
         return INTERRUPTED
@@ -56,16 +55,20 @@ def summary(config: Config, done: "DryRun", folder: Path) -> list[tuple[str, str
     )
     told = ("description", "model.path", "model.height", "model.width", "rewards.", "prompts.")
     altered = [change for change in changes(config, done.config) if not change.name.startswith(told)]
+    adapters = "layers that get adapters, " if config.lora.rank else ""
     return [
         (
             "checked",
-            "settings, prompts, layers with adapters, rewards and their answers; prompts encoded, pictures drawn",
+            f"settings, prompts, {adapters}rewards and their answers: prompts were encoded, pictures drawn and",
         ),
-        ("", "and scored, updates, evaluations, checkpoints, samples, report, export"),
+        ("", "scored, weights updated, and checkpoints, samples, report and export written"),
         ("swapped", model),
         *(("", f"reward {swap.reward.name}: {swap.said}") for swap in done.swaps),
         ("changed", ", ".join(f"{name} {_word(before)} -> {_word(after)}" for name, before, after in altered)),
-        ("not", "memory, speed, access to the weights, and whether the rewards go up: see mixgrpo doctor and plan"),
+        (
+            "not",
+            "memory, speed, access to the weights, numbers of tokens, learning: see mixgrpo doctor and mixgrpo plan",
+        ),
         *(("note", note) for note in done.notes),
         ("report", str(folder / "report.html")),
     ]

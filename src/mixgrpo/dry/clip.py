@@ -129,9 +129,9 @@ def make_clip(config: CLIPConfig) -> CLIPModel:
     return model
 
 
-def write_preprocessor(folder: Path, size: int, **fields: object) -> None:
-    """Write how transformers prepares pictures for a CLIP that takes them `size` pixels wide."""
-    known = {"size": size, "crop_size": size, "resample": 3, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+def write_preprocessor(folder: Path, side: int, /, **fields: object) -> None:
+    """Write how transformers prepares pictures for a CLIP that takes them `side` pixels wide."""
+    known = {"size": side, "crop_size": side, "resample": 3, "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
     (folder / "preprocessor_config.json").write_text(json.dumps({**known, **fields}), encoding="utf-8")
 
 

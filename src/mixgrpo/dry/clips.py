@@ -1,6 +1,6 @@
 """Small random pipelines of the families that draw clips, as `images.py` has those that draw images."""
 
-from typing import Any
+from typing import Any, cast
 
 from diffusers import (
     AutoencoderKLHunyuanVideo,
@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from mixgrpo.dry.known import Known
-from mixgrpo.dry.parts import CHANNELS, byte_tokenizer, clip, clip_tokenizer, scheduler
+from mixgrpo.dry.parts import CHANNELS, build, byte_tokenizer, clip, clip_tokenizer, scheduler
 
 SHIFT = 3.0
 """Of a Wan whose scheduler is not known."""
@@ -34,7 +34,7 @@ def _wan_vae(known: Known) -> Any:
         "latents_mean": [-0.3, 0.2, 0.5, -0.1],
         "latents_std": [1.3, 0.7, 1.1, 0.9],
     }
-    return AutoencoderKLWan.from_config({**config, **sizes})
+    return build(AutoencoderKLWan, {**config, **sizes})
 
 
 def _wan_transformer(known: Known) -> Any:
@@ -48,10 +48,10 @@ def _wan_transformer(known: Known) -> Any:
         "freq_dim": 16,
         "ffn_dim": 32,
     }
-    return WanTransformer3DModel.from_config({**known.part("transformer"), **sizes})
+    return build(WanTransformer3DModel, {**known.part("transformer"), **sizes})
 
 
-def _umt5(width: int) -> UMT5EncoderModel:
+def _umt5(width: int) -> Any:
     return UMT5EncoderModel(
         UMT5Config(vocab_size=384, d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2)
     )
@@ -79,7 +79,7 @@ def wan(known: Known) -> WanPipeline:
     )
 
 
-def _llama_tokenizer() -> PreTrainedTokenizerFast:
+def _llama_tokenizer() -> Any:
     """Return a tokenizer of bytes, to which the template's beginning is the 95 tokens that the pipeline cuts off."""
     text, pieces = DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")[0], DEFAULT_PROMPT_TEMPLATE["crop_start"]
     each = len(text) // pieces  # the first piece is longer; pieces of one length cannot be each other's beginnings
@@ -87,8 +87,8 @@ def _llama_tokenizer() -> PreTrainedTokenizerFast:
     beginning = [text[:first], *(text[start : start + each] for start in range(first, len(text), each))]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     special = [*dict.fromkeys(beginning), "<|eot_id|>", "<pad>"]
     tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
     assert len(tokenizer.encode(text).ids) == pieces
@@ -126,10 +126,10 @@ def hunyuan_video(known: Known) -> HunyuanVideoPipeline:
         "norm_num_groups": 4,
     }
     return HunyuanVideoPipeline(
-        text_encoder=LlamaModel(llama),
+        text_encoder=cast(Any, LlamaModel(llama)),
         tokenizer=tokenizer,
-        transformer=HunyuanVideoTransformer3DModel.from_config({**known.part("transformer"), **sizes}),
-        vae=AutoencoderKLHunyuanVideo.from_config({"scaling_factor": 0.6, **known.part("vae"), **vae_sizes}),
+        transformer=build(HunyuanVideoTransformer3DModel, {**known.part("transformer"), **sizes}),
+        vae=build(AutoencoderKLHunyuanVideo, {"scaling_factor": 0.6, **known.part("vae"), **vae_sizes}),
         scheduler=scheduler(known, shift=7.0),
         text_encoder_2=clip(8),
         tokenizer_2=clip_tokenizer(),

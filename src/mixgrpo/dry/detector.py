@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
@@ -36,7 +36,7 @@ PREPROCESSING: dict[str, Any] = {
 
 def write_detector(folder: Path, classes: Sequence[str] = COCO) -> Path:
     """Write a detector of `classes` that finds objects of many sizes with confidences from 0 to nearly 1."""
-    backbone = SwinConfig(
+    backbone = cast(Any, SwinConfig)(
         image_size=64,
         embed_dim=8,
         depths=[1, 1, 1, 1],

@@ -23,9 +23,9 @@ from diffusers import (
 
 from mixgrpo.dry.chat import chat_tokenizer, mistral3, qwen3, qwen3_writer, qwen_vl
 from mixgrpo.dry.known import Known
-from mixgrpo.dry.parts import CHANNELS, byte_tokenizer, clip, clip_tokenizer, image_vae, scheduler, t5
+from mixgrpo.dry.parts import CHANNELS, build, byte_tokenizer, clip, clip_tokenizer, image_vae, scheduler, t5
 
-_VAE = {"scaling_factor": 1.3, "shift_factor": 0.1}
+_VAE: dict[str, Any] = {"scaling_factor": 1.3, "shift_factor": 0.1}
 """Of an `AutoencoderKL` of which nothing is known."""
 
 _DEPTHS = {"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"}
@@ -52,7 +52,7 @@ def flux(known: Known, *, width: int = 4 * CHANNELS) -> FluxPipeline:
     config: Any = {"guidance_embeds": True, **known.part("transformer"), **sizes}
     return FluxPipeline(
         scheduler=scheduler(known, shift=3.0, use_dynamic_shifting=config["guidance_embeds"]),
-        transformer=FluxTransformer2DModel.from_config(config),
+        transformer=build(FluxTransformer2DModel, config),
         vae=image_vae(known, channels=width // 4, **_VAE),
         text_encoder=clip(width // 2),
         text_encoder_2=t5(width),
@@ -81,7 +81,7 @@ def sd3(known: Known) -> StableDiffusion3Pipeline:
     }
     return StableDiffusion3Pipeline(
         scheduler=scheduler(known, shift=3.0),
-        transformer=SD3Transformer2DModel.from_config({**config, **sizes}),
+        transformer=build(SD3Transformer2DModel, {**config, **sizes}),
         vae=image_vae(known, **{**_VAE, "use_quant_conv": False, "use_post_quant_conv": False}),
         text_encoder=clip(8, projected=True),
         text_encoder_2=clip(16, projected=True),
@@ -108,8 +108,8 @@ def _flux2_parts(known: Known, *, guidance: bool) -> dict[str, Any]:
     vae.bn.running_var.uniform_(0.5, 2.0)
     return {
         "scheduler": scheduler(known, shift=3.0, use_dynamic_shifting=True),
-        "transformer": Flux2Transformer2DModel.from_config(
-            {"guidance_embeds": guidance, **known.part("transformer"), **sizes}
+        "transformer": build(
+            Flux2Transformer2DModel, {"guidance_embeds": guidance, **known.part("transformer"), **sizes}
         ),
         "vae": vae,
         "tokenizer": chat_tokenizer(),
@@ -160,8 +160,8 @@ def qwen_image(known: Known) -> QwenImagePipeline:
             max_image_seq_len=8192,
             shift_terminal=0.02,
         ),
-        transformer=QwenImageTransformer2DModel.from_config({**known.part("transformer"), **sizes}),
-        vae=AutoencoderKLQwenImage.from_config({**vae, **vae_sizes}),
+        transformer=build(QwenImageTransformer2DModel, {**known.part("transformer"), **sizes}),
+        vae=build(AutoencoderKLQwenImage, {**vae, **vae_sizes}),
         text_encoder=qwen_vl(2),
         tokenizer=chat_tokenizer(),
     )
@@ -182,7 +182,7 @@ def z_image(known: Known) -> ZImagePipeline:
     }
     return ZImagePipeline(
         scheduler=scheduler(known, shift=3.0),
-        transformer=ZImageTransformer2DModel.from_config({**known.part("transformer"), **sizes}),
+        transformer=build(ZImageTransformer2DModel, {**known.part("transformer"), **sizes}),
         vae=image_vae(known, **_VAE),
         text_encoder=qwen3(3),
         tokenizer=chat_tokenizer(),

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import Any
+from typing import Any, cast
 
 from mixgrpo.errors import ConfigError, RewardError
 from mixgrpo.rewards.judging import AnswerReader
@@ -170,16 +170,18 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    @property
+    def _owner(self) -> _Server:
+        return cast("_Server", self.server)
 
     def do_GET(self) -> None:
         """Answer GET /models."""
-        self._say({"data": [{"id": self.server.model}]})
+        self._say({"data": [{"id": self._owner.model}]})
 
     def do_POST(self) -> None:
         """Answer POST /chat/completions."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self._say(self.server.judge.completion(request))
+        self._say(self._owner.judge.completion(request))
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet."""

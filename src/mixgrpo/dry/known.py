@@ -69,7 +69,7 @@ HUB: dict[str, Known] = {
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": Known("WanPipeline", {"vae": _WAN_22_VAE}, {"expand_timesteps": True}),
     "hunyuanvideo-community/HunyuanVideo": Known("HunyuanVideoPipeline", _GUIDED),
 }
-"""Hub ids whose config files are not in the package: what decides the code path of their families."""
+"""Hub ids whose config files the package has not, or not all of: what decides the code path of their families."""
 
 
 def find_known(path: str, revision: str = "", *, targets: Sequence[str] = ()) -> Known:
@@ -103,9 +103,10 @@ def _find(path: str, revision: str) -> Known:
         return _read_folder(find_folder(path))
     if path in PUBLISHED:
         file = resources.files("mixgrpo") / "shapes" / "published" / PUBLISHED[path]
-        parts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        index = parts.pop("model_index")
-        return Known(index["_class_name"], parts, _options(index))
+        parts: dict[str, Numbers] = json.loads(file.read_text(encoding="utf-8"))
+        index, more = parts.pop("model_index"), HUB.get(path, Known(""))
+        parts |= {name: {**numbers, **parts.get(name, {})} for name, numbers in more.parts.items()}
+        return Known(index["_class_name"], parts, {**more.index, **_options(index)})
     if path in HUB:
         return HUB[path]
     try:

@@ -1,5 +1,6 @@
 """The small parts that pipelines of several families have: autoencoder, text encoders, scheduler."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -38,12 +39,17 @@ def shake(pipeline: Any) -> Any:
     return pipeline
 
 
+def build(kind: Any, config: Mapping[str, Any]) -> Any:
+    """Return a part of diffusers' class `kind`; entries that the class does not have are left out."""
+    return kind.from_config(dict(config))
+
+
 def scheduler(known: Known, usual: Any = FlowMatchEulerDiscreteScheduler, **defaults: Any) -> Any:
     """Return the scheduler that the model comes with; of class `usual` where nothing is known."""
     named = known.parts.get("scheduler", {}).get("_class_name")
     if named is not None:
-        return getattr(diffusers, named).from_config(known.part("scheduler"))
-    return usual.from_config({**defaults, **known.part("scheduler")})
+        return build(getattr(diffusers, named), known.part("scheduler"))
+    return build(usual, {**defaults, **known.part("scheduler")})
 
 
 def image_vae(known: Known, kind: Any = AutoencoderKL, *, channels: int = CHANNELS, **defaults: Any) -> Any:
@@ -58,7 +64,7 @@ def image_vae(known: Known, kind: Any = AutoencoderKL, *, channels: int = CHANNE
         "latent_channels": channels,
         "norm_num_groups": 4,
     }
-    return kind.from_config({**defaults, **config, **sizes})
+    return build(kind, {**defaults, **config, **sizes})
 
 
 def clip(width: int, *, projected: bool = False) -> Any:
@@ -79,17 +85,17 @@ def clip(width: int, *, projected: bool = False) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> Any:
     """Return the tokenizer of `clip`."""
     return CLIPTokenizer(clip_vocabulary(), [], model_max_length=CLIP_LENGTH)
 
 
-def byte_tokenizer() -> ByT5Tokenizer:
+def byte_tokenizer() -> Any:
     """Return the tokenizer of the small T5 and UMT5."""
     return ByT5Tokenizer(model_max_length=512)
 
 
-def t5(width: int) -> T5EncoderModel:
+def t5(width: int) -> Any:
     """Return a T5 encoder, which reads bytes."""
     return T5EncoderModel(
         T5Config(
