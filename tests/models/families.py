@@ -1,6 +1,5 @@
 """The families' small pipelines (`mixgrpo.dry`) as tests use them: small pictures, and how each pipeline is called."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,7 +238,3 @@ TINY: dict[str, Tiny] = {
     "hunyuanvideo": clip_family(hunyuan_video, frames=5, euler=False, guidance_scale=6.0),
     "hunyuanvideo-one-frame": clip_family(hunyuan_video, frames=1, euler=False, guidance_scale=6.0),
 }
-
-
-def part_config(folder: Path, part: str) -> dict[str, Any]:
-    return json.loads((folder / part / "config.json").read_text())
