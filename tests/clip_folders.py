@@ -1,15 +1,16 @@
 """Folders with tiny weights as users of the rewards have them, from `tiny_clip`'s numbers."""
 
 import json
-from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import tiny_clip
 import torch
 from tiny_clip import END, START, VOCAB
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from mixgrpo.dry.clip import make_clip, open_clip_fields, write_head, write_hps, write_preprocessor
 from mixgrpo.rewards.hpsv2 import HpsV2Reward
 from mixgrpo.rewards.open_clip import Architecture
 from mixgrpo.rewards.placement import Placement
@@ -50,10 +51,7 @@ def clip_tokenizer(tmp_path_factory):
 @pytest.fixture(scope="session")
 def hps_folder(tmp_path_factory):
     """What `hf download xswu/HPSv2 HPS_v2.1_compressed.pt` leaves: half precision, under `state_dict`."""
-    folder = tmp_path_factory.mktemp("hps")
-    state = {key: tensor.half() for key, tensor in tiny_clip.random_state(1).items()}
-    torch.save({"epoch": 1, "name": "hps", "state_dict": state}, folder / "HPS_v2.1_compressed.pt")
-    return folder
+    return write_hps(tmp_path_factory.mktemp("hps"), ARCHITECTURE)
 
 
 @pytest.fixture
@@ -73,16 +71,6 @@ def clip_config(**text_fields):
     return CLIPConfig(projection_dim=16, vision_config={**tower, **vision}, text_config={**tower, **text, **ends})
 
 
-def make_clip(config):
-    torch.manual_seed(3)
-    model = CLIPModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        model.logit_scale.fill_(4.5)
-    return model
-
-
 @pytest.fixture(scope="session")
 def clip_model():
     return make_clip(clip_config())
@@ -93,34 +81,19 @@ def clip_folder(tmp_path_factory, clip_model):
     """A model folder as `save_pretrained` writes it, with tokeniser and preprocessor_config.json."""
     folder = tiny_clip.write_tokenizer(tmp_path_factory.mktemp("clip"))
     clip_model.save_pretrained(folder)
-    write_preprocessor(folder)
+    write_preprocessor(folder, SIZE)
     return folder
-
-
-def write_preprocessor(folder, **fields):
-    known = {
-        "size": SIZE,
-        "crop_size": SIZE,
-        "resample": 3,
-        "image_mean": OPENAI_CLIP_MEAN,
-        "image_std": OPENAI_CLIP_STD,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps({**known, **fields}))
 
 
 @pytest.fixture(scope="session")
 def head_file(tmp_path_factory):
     """LAION's head for vectors of 16 numbers."""
-    generator = torch.Generator().manual_seed(4)
-    file = tmp_path_factory.mktemp("head") / "sac+logos+ava1-l14-linearMSE.pth"
-    widths = [16, 1024, 128, 64, 16, 1]
-    state = {}
-    for place, (wide, thin) in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):
-        state[f"layers.{place}.weight"] = torch.randn(thin, wide, generator=generator) / wide**0.5
-        state[f"layers.{place}.bias"] = torch.randn(thin, generator=generator)
-    torch.save(state, file)
-    return file
+    return write_head(tmp_path_factory.mktemp("head"))
 
 
-def make_hps(folder, tokenizer, **placement):
-    return HpsV2Reward(str(folder), str(tokenizer), placement=Placement(**placement), architecture=ARCHITECTURE)
+def make_hps(path, tokenizer, **placement):
+    """Make the reward of a checkpoint with the tiny architecture, which is then said beside it."""
+    path = Path(path)
+    file = path / "HPS_v2.1_compressed.pt" if path.is_dir() else path
+    file.with_suffix(".json").write_text(json.dumps(open_clip_fields(ARCHITECTURE)))
+    return HpsV2Reward(str(path), str(tokenizer), placement=Placement(**placement))

@@ -1,7 +1,7 @@
 """A tiny CLIP in open_clip's layout, its forward pass and tokeniser written out, and folders as users have them.
 
-Written from the papers' formulas and from what the published files hold, without the code under test: what the rewards
-are compared with.
+Written from the papers' formulas and from what the published files hold, without the code under test, but for the
+random weights, which dry runs have too: what the rewards are compared with.
 """
 
 import json
@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from mixgrpo.dry.clip import open_clip_state
+from mixgrpo.rewards.open_clip import Architecture
 
 PROMPTS = ["the cat in the rain", 'a red river, 2 boats & "one" cat\'s hat!', "the the " * 60]
 
@@ -101,47 +104,7 @@ def reference_tokens(text: str) -> Tensor:
 
 def random_state(seed: int = 0) -> dict[str, Tensor]:
     """Return a checkpoint in open_clip's layout with weights large enough that every one of them matters."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int, scale: float) -> Tensor:
-        return torch.randn(*shape, generator=generator) * scale
-
-    def tower(prefix: str, width: int, layers: int) -> dict[str, Tensor]:
-        blocks: dict[str, Tensor] = {}
-        for i in range(layers):
-            block = f"{prefix}transformer.resblocks.{i}."
-            for norm in ("ln_1", "ln_2"):
-                blocks[f"{block}{norm}.weight"] = 1 + draw(width, scale=0.3)
-                blocks[f"{block}{norm}.bias"] = draw(width, scale=0.3)
-            for name, out, into in (
-                ("attn.in_proj_", 3 * width, width),
-                ("attn.out_proj.", width, width),
-                ("mlp.c_fc.", 4 * width, width),
-                ("mlp.c_proj.", width, 4 * width),
-            ):
-                blocks[f"{block}{name}weight"] = draw(out, into, scale=into**-0.5)
-                blocks[f"{block}{name}bias"] = draw(out, scale=0.3)
-        return blocks
-
-    def norm(name: str, width: int) -> dict[str, Tensor]:
-        return {f"{name}.weight": 1 + draw(width, scale=0.3), f"{name}.bias": draw(width, scale=0.3)}
-
-    vision, text = VISION["width"], TEXT["width"]
-    return {
-        "positional_embedding": draw(CONTEXT, text, scale=0.5),
-        "text_projection": draw(text, EMBED_DIM, scale=text**-0.5),
-        "logit_scale": torch.tensor(4.5),
-        "visual.class_embedding": draw(vision, scale=0.5),
-        "visual.positional_embedding": draw((IMAGE_SIZE // PATCH_SIZE) ** 2 + 1, vision, scale=0.5),
-        "visual.proj": draw(vision, EMBED_DIM, scale=vision**-0.5),
-        "visual.conv1.weight": draw(vision, 3, PATCH_SIZE, PATCH_SIZE, scale=0.05),
-        **norm("visual.ln_pre", vision),
-        **tower("visual.", vision, VISION["layers"]),
-        **norm("visual.ln_post", vision),
-        **tower("", text, TEXT["layers"]),
-        "token_embedding.weight": draw(len(VOCAB), text, scale=0.5),
-        **norm("ln_final", text),
-    }
+    return open_clip_state(Architecture(**NUMBERS), seed)
 
 
 def reference_image_vectors(state: dict[str, Tensor], pixels: Tensor, activation: str = "gelu") -> Tensor:

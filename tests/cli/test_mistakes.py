@@ -38,6 +38,10 @@ def _fail(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ("train --resum x", "did you mean --resume?"),
         ("train --resume", "expected one argument"),
         ("train --resume nowhere", "there is no run folder nowhere"),
+        ("train --dry-run", "name a preset or a settings file first"),
+        ("train flux-nano --dryrun", "did you mean --dry-run?"),
+        ("train flux-nano --dry-run --window.size 9", "window.size (9) does not fit"),
+        ("train flux-nano --dry-run --prompts.train nowhere.txt", "nowhere.txt"),
         ("train flux-nan", "did you mean flux-nano?"),
         ("train nowhere.toml", "cannot read the settings file nowhere.toml: No such file"),
         ("train flux-nano --output", "expected one argument"),
@@ -170,6 +174,8 @@ def test_resuming_takes_no_settings(run: Path, capsys: pytest.CaptureFixture[str
         ["--resume", str(run), "--optim.lr", "1"],
         ["--resume", str(run), "--output", "o"],
         ["flux-nano", "--resume", str(run)],
+        ["--resume", str(run), "--dry-run"],
+        ["flux-nano", "--dry-run", "--resume", str(run)],
     ):
         message = _fail(capsys, "train", *line)
         assert "with the settings that the run has" in message

@@ -1,46 +1,22 @@
-"""Random-weight pipelines of the real classes of every family, small enough for a test, saved as a user's folder is.
+"""The families' small pipelines (`mixgrpo.dry`) as tests use them: small pictures, and how each pipeline is called."""
 
-Those that draw clips are in `clips.py`.
-"""
-
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
-import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoencoderKLFlux2,
-    AutoencoderKLQwenImage,
-    FlowMatchEulerDiscreteScheduler,
-    Flux2KleinPipeline,
-    Flux2Pipeline,
-    Flux2Transformer2DModel,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    QwenImagePipeline,
-    QwenImageTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    ZImagePipeline,
-    ZImageTransformer2DModel,
-)
-from torch import Tensor, nn
-from transformers import (
-    ByT5Tokenizer,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-)
+import numpy as np
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
-from mixgrpo.nano.text import clip_vocabulary
-from tests.models import clips
-from tests.models.chat import chat_tokenizer, mistral3, qwen3, qwen3_writer, qwen_vl
+from mixgrpo.dry import images as small_images
+from mixgrpo.dry.known import Known
+from mixgrpo.dry.models import small_pipeline
+from mixgrpo.dry.parts import shake
+
+HALF = {"block_out_channels": [8, 16]}
+"""A VAE that makes 2 x 2 pixels one cell, for small pictures."""
 
 
 def same(latents: Tensor, height: int, width: int) -> Tensor:
@@ -107,215 +83,89 @@ class Tiny:
     """Loads what `save_lora` wrote into the pipeline."""
 
 
-def shake(pipeline: Any) -> Any:
-    """Move every weight, since diffusers starts last layers at zero, where nothing could be told apart."""
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for part in pipeline.components.values():
-            if isinstance(part, nn.Module):
-                for parameter in part.parameters():
-                    parameter.add_(0.05 * torch.randn_like(parameter))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 def save(name: str, folder: Path) -> Path:
     """Make and save the family called `name`."""
-    torch.manual_seed(2)
     TINY[name].make().save_pretrained(folder)
     assert not list(folder.rglob("*.bin"))
     return folder
 
 
-def vae(channels: int, **extra: Any) -> Any:
-    config: dict[str, Any] = {
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
-        "layers_per_block": 1,
-        "latent_channels": channels,
-        "norm_num_groups": 4,
-        "scaling_factor": 1.3,
-        "shift_factor": 0.1,
-    }
-    return AutoencoderKL.from_config(config | extra)
+def make(
+    pipeline: str, index: Mapping[str, Any] | None = None, *, least: Mapping[str, int] | None = None, **parts: Any
+) -> Any:
+    """Make a pipeline from some numbers of its config files, with at least so many blocks of some kinds."""
+    return small_pipeline(Known(pipeline, {"vae": HALF, **parts}, index or {}, least or {}))
 
 
-def clip(width: int, *, projected: bool = False) -> Any:
-    words = clip_vocabulary()
-    config = CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        projection_dim=width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=77,
-        bos_token_id=words["<|startoftext|>"],
-        eos_token_id=words["<|endoftext|>"],
-        pad_token_id=words["<|endoftext|>"],
+def flux(*, guidance: bool = True, dynamic: bool = True, width: int = 16) -> Any:
+    parts = {"transformer": {"guidance_embeds": guidance}, "scheduler": {"use_dynamic_shifting": dynamic}, "vae": HALF}
+    return shake(small_images.flux(Known("FluxPipeline", parts), width=width))
+
+
+def sd3(*, dual: bool = False, layers: int = 2) -> Any:
+    extra = {"dual_attention_layers": list(range(layers // 2)), "qk_norm": "rms_norm"} if dual else {}
+    return make("StableDiffusion3Pipeline", least={"transformer_blocks": layers}, transformer=extra)
+
+
+def flux2(layers: int = 1) -> Any:
+    least = {"transformer_blocks": layers, "single_transformer_blocks": 2 * layers}
+    return make("Flux2Pipeline", least=least, vae=WIDE_EPSILON)
+
+
+def klein(*, distilled: bool) -> Any:
+    return make("Flux2KleinPipeline", {"is_distilled": distilled}, vae=WIDE_EPSILON)
+
+
+def qwen_image(layers: int = 2) -> Any:
+    vae = {"temperal_downsample": [True]}
+    return small_pipeline(Known("QwenImagePipeline", {"vae": vae}, least={"transformer_blocks": layers}))
+
+
+def z_image(layers: int = 1) -> Any:
+    return make("ZImagePipeline", least={"layers": layers})
+
+
+def wan(*, boundary: float | None = None, patched: bool = False, layers: int = 2) -> Any:
+    vae = (
+        {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16}
+        if patched
+        else {}
     )
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+    index = {"boundary_ratio": boundary, "expand_timesteps": patched}
+    return make("WanPipeline", index, least={"blocks": layers}, vae=vae)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer(clip_vocabulary(), [], model_max_length=77)
+def hunyuan_video(layers: int = 1) -> Any:
+    least = {"transformer_blocks": layers, "single_transformer_blocks": layers}
+    return make("HunyuanVideoPipeline", least=least, vae={})
 
 
-def t5(width: int) -> T5EncoderModel:
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=384, d_model=width, d_kv=8, d_ff=2 * width, num_layers=1, num_heads=2, is_encoder_decoder=False
-        )
-    )
+WIDE_EPSILON = {**HALF, "batch_norm_eps": 0.05}
+"""For FLUX.2, so large that leaving it out shows."""
 
 
-def flux(*, guidance: bool = True, dynamic: bool = True, width: int = 16) -> FluxPipeline:
-    return shake(
-        FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic),
-            transformer=FluxTransformer2DModel(
-                patch_size=1,
-                in_channels=width,
-                num_layers=1,
-                num_single_layers=1,
-                attention_head_dim=16,
-                num_attention_heads=max(2, width // 16),
-                joint_attention_dim=width,
-                pooled_projection_dim=width // 2,
-                guidance_embeds=guidance,
-                axes_dims_rope=(4, 6, 6),
-            ),
-            vae=vae(width // 4),
-            text_encoder=clip(width // 2),
-            text_encoder_2=t5(width),
-            tokenizer=clip_tokenizer(),
-            tokenizer_2=ByT5Tokenizer(model_max_length=512),
-        )
-    )
+def clip_frames(output: Any) -> Tensor:
+    """Return clips [B, F, 3, H, W], or images [B, 3, H, W] where they have one frame."""
+    return output.frames[:, 0] if output.frames.shape[1] == 1 else output.frames
 
 
-def sd3(*, dual: bool = False, layers: int = 2) -> StableDiffusion3Pipeline:
-    return shake(
-        StableDiffusion3Pipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            transformer=SD3Transformer2DModel(
-                sample_size=32,
-                patch_size=2,
-                in_channels=4,
-                out_channels=4,
-                num_layers=layers,
-                attention_head_dim=8,
-                num_attention_heads=4,
-                joint_attention_dim=32,
-                caption_projection_dim=32,
-                pooled_projection_dim=24,
-                pos_embed_max_size=48,
-                dual_attention_layers=tuple(range(layers // 2)) if dual else (),
-                qk_norm="rms_norm" if dual else None,
-            ),
-            vae=vae(4, use_quant_conv=False, use_post_quant_conv=False),
-            text_encoder=clip(8, projected=True),
-            text_encoder_2=clip(16, projected=True),
-            text_encoder_3=t5(32),
-            tokenizer=clip_tokenizer(),
-            tokenizer_2=clip_tokenizer(),
-            tokenizer_3=ByT5Tokenizer(model_max_length=512),
-        )
-    )
+def euler_steps(pipeline: Any, num_steps: int) -> None:
+    """Take the steps of the shipped UniPC, those of its own arithmetic, in Euler steps with unrounded times."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=pipeline.scheduler.config.flow_shift)
+    times = np.linspace(1.0, 1.0 / 1000.0, num_steps + 1)[:-1]
+
+    def set_timesteps(self: Any, num_inference_steps: int, device: Any = None) -> None:
+        assert num_inference_steps == num_steps
+        FlowMatchEulerDiscreteScheduler.set_timesteps(self, sigmas=times.tolist(), device=device)
+
+    pipeline.scheduler = scheduler
+    scheduler.set_timesteps = MethodType(set_timesteps, scheduler)
 
 
-def flux2_parts(*, guidance: bool, layers: int = 1) -> dict[str, Any]:
-    """Everything but the text encoder."""
-    autoencoder = AutoencoderKLFlux2(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        batch_norm_eps=0.05,  # so large that leaving it out shows
-    )
-    autoencoder.bn.running_mean.normal_()
-    autoencoder.bn.running_var.uniform_(0.5, 2.0)
-    return {
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        "transformer": Flux2Transformer2DModel(
-            in_channels=16,
-            num_layers=layers,
-            num_single_layers=2 * layers,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=24,
-            guidance_embeds=guidance,
-            axes_dims_rope=(4, 4, 4, 4),
-        ),
-        "vae": autoencoder,
-        "tokenizer": chat_tokenizer(),
-    }
-
-
-def flux2(layers: int = 1) -> Flux2Pipeline:
-    """Its tokenizer would come in a processor of pictures and text, which needs torchvision and is not made use of."""
-    return shake(Flux2Pipeline(text_encoder=mistral3(31), **flux2_parts(guidance=True, layers=layers)))
-
-
-def klein(*, distilled: bool) -> Flux2KleinPipeline:
-    return shake(
-        Flux2KleinPipeline(text_encoder=qwen3_writer(28), is_distilled=distilled, **flux2_parts(guidance=False))
-    )
-
-
-def qwen_image(layers: int = 2) -> QwenImagePipeline:
-    return shake(
-        QwenImagePipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(
-                use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
-            ),
-            transformer=QwenImageTransformer2DModel(
-                in_channels=16,
-                out_channels=4,
-                num_layers=layers,
-                attention_head_dim=16,
-                num_attention_heads=2,
-                joint_attention_dim=8,
-                axes_dims_rope=(4, 6, 6),
-            ),
-            vae=AutoencoderKLQwenImage(
-                base_dim=8,
-                z_dim=4,
-                dim_mult=[1, 2],
-                num_res_blocks=1,
-                temperal_downsample=[True],
-                latents_mean=[-0.7, 0.3, 1.5, 0.1],
-                latents_std=[2.8, 1.4, 0.6, 2.1],
-            ),
-            text_encoder=qwen_vl(2),
-            tokenizer=chat_tokenizer(),
-        )
-    )
-
-
-def z_image(layers: int = 1) -> ZImagePipeline:
-    return shake(
-        ZImagePipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            transformer=ZImageTransformer2DModel(
-                in_channels=4,
-                dim=32,
-                n_layers=layers,
-                n_refiner_layers=1,
-                n_heads=2,
-                n_kv_heads=2,
-                cap_feat_dim=8,
-                axes_dims=[4, 6, 6],
-                axes_lens=[256, 64, 64],
-            ),
-            vae=vae(4),
-            text_encoder=qwen3(3),
-            tokenizer=chat_tokenizer(),
-        )
-    )
+def load_both_loras(pipeline: Any, folder: Path) -> None:
+    pipeline.load_lora_weights(folder)
+    file = "transformer_2/pytorch_lora_weights.safetensors"
+    pipeline.load_lora_weights(folder, weight_name=file, load_into_transformer_2=True)
 
 
 def clip_family(make: Callable[[], Any], *, frames: int, sides: int = 16, euler: bool = True, **settings: Any) -> Tiny:
@@ -327,8 +177,8 @@ def clip_family(make: Callable[[], Any], *, frames: int, sides: int = 16, euler:
         call={"num_frames": frames, **settings},
         sides=sides,
         num_frames=frames,
-        drawn=clips.frames,
-        schedule=clips.euler if euler else as_shipped,
+        drawn=clip_frames,
+        schedule=euler_steps if euler else as_shipped,
         **own,
     )
 
@@ -379,28 +229,18 @@ TINY: dict[str, Tiny] = {
         options={"guidance_scale": 0.8, "negative_prompt": "blurry"},  # as strong as 1.8 elsewhere
         call={"guidance_scale": 0.8},
     ),
-    "wan2.1": clip_family(lambda: shake(clips.wan()), frames=5, calls=2, guidance_scale=4.0, negative_prompt="blurry"),
-    "wan2.1-one-frame": clip_family(lambda: shake(clips.wan()), frames=1, guidance_scale=1.0),
+    "wan2.1": clip_family(wan, frames=5, calls=2, guidance_scale=4.0, negative_prompt="blurry"),
+    "wan2.1-one-frame": clip_family(wan, frames=1, guidance_scale=1.0),
     "wan2.2-a14b": clip_family(
-        lambda: shake(clips.wan(boundary=0.8)),
+        lambda: wan(boundary=0.8),
         frames=5,
         calls=2,
         unread=("transformer.blocks",),
-        load_lora=clips.load_both_loras,
+        load_lora=load_both_loras,
         guidance_scale=4.0,
         guidance_scale_2=2.0,
     ),
-    "wan2.2-ti2v-5b": clip_family(
-        lambda: shake(clips.wan(patched=True)), frames=5, calls=2, sides=32, guidance_scale=3.0
-    ),
-    "hunyuanvideo": clip_family(
-        lambda: shake(clips.hunyuan_video(clip(8), clip_tokenizer())), frames=5, euler=False, guidance_scale=6.0
-    ),
-    "hunyuanvideo-one-frame": clip_family(
-        lambda: shake(clips.hunyuan_video(clip(8), clip_tokenizer())), frames=1, euler=False, guidance_scale=6.0
-    ),
+    "wan2.2-ti2v-5b": clip_family(lambda: wan(patched=True), frames=5, calls=2, sides=32, guidance_scale=3.0),
+    "hunyuanvideo": clip_family(hunyuan_video, frames=5, euler=False, guidance_scale=6.0),
+    "hunyuanvideo-one-frame": clip_family(hunyuan_video, frames=1, euler=False, guidance_scale=6.0),
 }
-
-
-def part_config(folder: Path, part: str) -> dict[str, Any]:
-    return json.loads((folder / part / "config.json").read_text())

@@ -13,10 +13,10 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCM
 from torch import Tensor
 
 from mixgrpo.config.sections import LoraConfig
+from mixgrpo.dry.clips import SHIFT
 from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.stages import TwoStageTransformer
 from mixgrpo.train.policy import Policy
-from tests.models.clips import SHIFT
 from tests.models.families import save
 from tests.models.test_parity import LENGTH, PROMPTS, draw, draw_with_diffusers, load
 

@@ -1,14 +1,16 @@
 """Every file of a CLIP reward that is missing, broken or of another model ends in one message with what to do."""
 
 import json
+import shutil
 
 import pytest
 import tiny_clip
 import torch
-from clip_folders import OPEN_CLIP_CONFIG, make_hps, write_preprocessor
+from clip_folders import OPEN_CLIP_CONFIG, SIZE, make_hps
 from safetensors.torch import save_file
 from tiny_clip import PROMPTS, VOCAB
 
+from mixgrpo.dry.clip import write_preprocessor
 from mixgrpo.errors import ConfigError
 from mixgrpo.rewards import make_reward
 
@@ -98,12 +100,13 @@ def test_a_file_that_holds_no_weights_is_named(content, clip_tokenizer, tmp_path
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(hps_folder, tmp_path):
-    """Made by name, the reward wants a ViT-H-14, with its 49408 tokens."""
+    """Unless its architecture is said beside it, the reward wants a ViT-H-14, with its 49408 tokens."""
     folder = tiny_clip.write_tokenizer(tmp_path)
+    alone = shutil.copy(hps_folder / "HPS_v2.1_compressed.pt", tmp_path)
     filling = [f"nothing {i}" for i in range(49408 - len(VOCAB))]
     (folder / "vocab.json").write_text(json.dumps({v: i for i, v in enumerate([*VOCAB[:-2], *filling, *VOCAB[-2:]])}))
     with pytest.raises(ConfigError, match=r"the hpsv2 reward: .*not a checkpoint of .*1280 wide with 32 layers.*shape"):
-        make_reward("hpsv2", {"path": str(hps_folder), "tokenizer": str(folder)})
+        make_reward("hpsv2", {"path": alone, "tokenizer": str(folder)})
 
 
 def test_a_model_of_another_kind_is_refused(clip_folder, tmp_path):
@@ -173,7 +176,7 @@ def test_what_open_clips_config_says_is_checked(change, message, open_clip_folde
 )
 def test_what_the_preprocessor_config_says_is_checked(fields, message, clip_folder, tmp_path, clip_images):
     folder = tiny_clip.write_tokenizer(tmp_path)
-    write_preprocessor(folder, **fields)
+    write_preprocessor(folder, SIZE, **fields)
     options = {"path": str(clip_folder), "processor": str(folder)}
     if message:
         with pytest.raises(ConfigError, match=message):
@@ -190,7 +193,7 @@ def test_what_the_preprocessor_config_says_is_checked(fields, message, clip_fold
 @pytest.mark.parametrize("lacking", ["tokenizer_config.json vocab.json merges.txt", "preprocessor_config.json"])
 def test_a_processor_folder_that_lacks_files_is_named(lacking, clip_folder, tmp_path):
     folder = tiny_clip.write_tokenizer(tmp_path)
-    write_preprocessor(folder)
+    write_preprocessor(folder, SIZE)
     for name in lacking.split():
         (folder / name).unlink()
     with pytest.raises(ConfigError, match=r"options.processor .* cannot be loaded: .*hf download laion/CLIP"):

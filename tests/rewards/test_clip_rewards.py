@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_clip
 import torch
-from clip_folders import OPEN_CLIP_CONFIG, SIZE, clip_config, make_clip, make_hps, write_preprocessor
+from clip_folders import OPEN_CLIP_CONFIG, SIZE, clip_config, make_hps
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_clip import END, PROMPTS
@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from mixgrpo.dry.clip import make_clip, write_preprocessor
 from mixgrpo.errors import MissingExtraError
 from mixgrpo.rewards import clip_text, make_reward
 from mixgrpo.rewards.scorer import Scorer
@@ -118,7 +119,7 @@ def test_configs_that_end_texts_at_2_mean_the_highest_number(clip_model, clip_to
     old = make_clip(clip_config(eos_token_id=2))
     old.load_state_dict(clip_model.state_dict())
     old.save_pretrained(tmp_path)
-    write_preprocessor(tmp_path)
+    write_preprocessor(tmp_path, SIZE)
     reward = make_reward("clip_score", {"path": str(tmp_path), "tokenizer": str(clip_tokenizer)})
     expected = transformers_cosines(clip_model, clip_tokenizer, clip_images, PROMPTS)
     torch.testing.assert_close(reward(clip_images, PROMPTS), expected, rtol=0, atol=1e-5)

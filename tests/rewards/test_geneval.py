@@ -1,6 +1,5 @@
 """The detector and CLIP with tiny random weights, saved to folders; the rules themselves are in test_scene.py."""
 
-import json
 import math
 import shutil
 from types import SimpleNamespace
@@ -15,11 +14,10 @@ from transformers import (
     AutoTokenizer,
     CLIPConfig,
     CLIPModel,
-    Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
-    SwinConfig,
 )
 
+from mixgrpo.dry.detector import PREPROCESSING, write_detector
 from mixgrpo.errors import ConfigError, RewardError
 from mixgrpo.rewards import Reward, make_reward
 from mixgrpo.rewards.detector import ColorNamer, Mask2FormerDetector, box_around, cut_out, geneval_name
@@ -28,63 +26,13 @@ from mixgrpo.rewards.scene import COLORS, Box, Detection, judge, read_scene, sel
 from mixgrpo.shapes.files import bundled_folder
 
 CPU = torch.device("cpu")
-CLASSES = {0: "cat", 1: "dog", 2: "mouse"}
-PREPROCESSING = {
-    "image_processor_type": "Mask2FormerImageProcessor",
-    "size": {"shortest_edge": 64, "longest_edge": 128},
-    "size_divisor": 32,
-    "resample": 2,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-    "ignore_index": 255,
-}
-
-
-def spread(model):
-    """Make classes sure, and masks smaller than the picture: their logits are scaled, and lowered by 3."""
-    model.class_predictor.weight.data.normal_(std=0.7, generator=torch.Generator().manual_seed(1))
-    features = model.model.pixel_level_module.decoder.mask_projection
-    embedding = model.get_submodule("model.transformer_module.decoder.mask_predictor.mask_embedder.2.0")
-    for parameter in embedding.parameters():
-        parameter.data *= 50
-    for layer, constant in ((features, 1.0), (embedding, -3.0)):
-        layer.weight.data[0] = 0
-        layer.bias.data[0] = constant
+CLASSES = ("cat", "dog", "mouse")
 
 
 @pytest.fixture(scope="module")
 def detector_folder(tmp_path_factory):
-    """A Mask2Former of three classes that finds objects of many sizes with confidences from 0 to nearly 1."""
-    folder = tmp_path_factory.mktemp("mask2former")
-    torch.manual_seed(0)
-    backbone = SwinConfig(
-        image_size=64,
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    sizes = dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 32)
-    config = Mask2FormerConfig(
-        backbone_config=backbone,
-        **sizes,
-        encoder_feedforward_dim=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        dim_feedforward=16,
-        num_queries=12,
-        id2label=CLASSES,
-        label2id={name: i for i, name in CLASSES.items()},
-    )
-    model = Mask2FormerForUniversalSegmentation(config).eval()
-    spread(model)
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
-    return folder
+    """A Mask2Former of three classes."""
+    return write_detector(tmp_path_factory.mktemp("mask2former"), CLASSES)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from mixgrpo.shapes import ImageSize, Shape, Training, read_shape
 from mixgrpo.shapes.hunyuan_autoencoder import hunyuan_autoencoder_parts, hunyuan_decoder_peak
 from mixgrpo.shapes.video_autoencoder import video_autoencoder_parts, video_decoder_peak
 from mixgrpo.train.policy import Policy
-from tests.models import clips, families
+from tests.models import families
 from tests.models.families import TINY, save
 from tests.shapes.test_counts import operations, parameters
 
@@ -44,8 +44,8 @@ DEEP: dict[str, Callable[[], Any]] = {
     "sd3.5-medium": lambda: families.sd3(dual=True, layers=8),
     "flux2-dev": lambda: families.flux2(layers=4),
     "z-image": lambda: families.z_image(layers=8),
-    "wan2.1": lambda: families.shake(clips.wan(layers=8)),
-    "hunyuanvideo": lambda: families.shake(clips.hunyuan_video(families.clip(8), families.clip_tokenizer(), layers=4)),
+    "wan2.1": lambda: families.wan(layers=8),
+    "hunyuanvideo": lambda: families.hunyuan_video(layers=4),
 }
 """Models of more blocks, where what stands at their boundaries counts."""
 

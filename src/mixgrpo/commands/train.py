@@ -5,20 +5,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mixgrpo.commands import dry_run
 from mixgrpo.commands.common import Parser, new_folder, quiet_libraries, run_folder, shell_line
 from mixgrpo.commands.export import tell_export, tell_loading
 from mixgrpo.config.load import load_config
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import ConfigError
 
-_USAGE = """mixgrpo train PRESET_OR_FILE [--output DIR] [--section.name VALUE ...]
+_USAGE = """mixgrpo train PRESET_OR_FILE [--dry-run] [--output DIR] [--section.name VALUE ...]
        mixgrpo train --resume RUN"""
 _ABOUT = (
     "Post-train a model with rewards. Settings come from a preset (see mixgrpo presets) or a TOML or JSON "
     "file; flags such as --window.size 2 --optim.lr 3e-5 --rewards.1.weight 2 change them."
 )
-_INTERRUPTED = 130
-"""Exit code of a program that SIGINT ended, so that scripts do not go on as if the run were done."""
+_OWN = {
+    "--output DIR": "the run's folder, new or empty (default: runs/NAME-DATE-TIME)",
+    "--dry-run": "run two iterations with small random networks of the same classes, in a temporary folder, to find "
+    "mistakes: no GPU, no downloads",
+}
 
 
 def run(args: Sequence[str]) -> int:
@@ -28,14 +32,16 @@ def run(args: Sequence[str]) -> int:
         if found.resume is None:
             make_parser().read(args)
             raise ConfigError("name a preset or a settings file first: mixgrpo train flux-nano (see mixgrpo presets)")
-        return _resume(found.resume, [*rest, *([] if found.output is None else ["--output", found.output])])
+        dry = ["--dry-run"] if found.dry_run else []
+        return _resume(found.resume, [*rest, *dry, *([] if found.output is None else ["--output", found.output])])
     source = args[0]
     found, rest = make_parser(add_help=False).parse_known_args(args[1:])
     if found.resume is not None:
-        return _resume(found.resume, [source, *rest])
+        return _resume(found.resume, [source, *rest, *(["--dry-run"] if found.dry_run else [])])
     prog = f"mixgrpo train {source}"
-    own = {"--output DIR": "the run's folder, new or empty (default: runs/NAME-DATE-TIME)"}
-    config = load_config(source, rest, prog=prog, about=_ABOUT, own=own)
+    config = load_config(source, rest, prog=prog, about=_ABOUT, own=_OWN)
+    if found.dry_run:
+        return dry_run.run(config, source, rest, output=found.output)
     _check_prompts(config)
     folder = new_folder(found.output or f"runs/{config.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     _announce(config, folder)
@@ -54,7 +60,8 @@ def make_parser(*, add_help: bool = True) -> Parser:
         add_help=add_help,
         epilog="All settings, with their values in a preset: mixgrpo train PRESET_OR_FILE --help",
     )
-    parser.add_argument("--output", metavar="DIR", help="the run's folder, new or empty (default: runs/NAME-DATE-TIME)")
+    parser.add_argument("--output", metavar="DIR", help=_OWN["--output DIR"])
+    parser.add_argument("--dry-run", action="store_true", help=_OWN["--dry-run"])
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with the settings it has")
     return parser
 
@@ -90,7 +97,7 @@ def _train(config: Config, folder: Path, *, resume: bool) -> int:
     if outcome.reason == "interrupted":
         print(f"\nInterrupted after {outcome.iteration} of {config.iterations} iterations; saved. Go on with:")
         print(f"  {shell_line('train', '--resume', folder)}")
-        return _INTERRUPTED
+        return dry_run.INTERRUPTED
     print(f"\nDone: {outcome.iteration} iterations.")
     _say_results(folder)
     return 0

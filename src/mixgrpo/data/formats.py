@@ -54,6 +54,12 @@ def bundled_prompts() -> list[str]:
     return sorted(entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt"))
 
 
+def hub_file(source: str) -> tuple[str, str] | None:
+    """Return the dataset and the file that a source of the form hub:owner/name/FILE names."""
+    found = _HUB_FILE.fullmatch(source)
+    return None if found is None else (found[1], found[2])
+
+
 def read_rows(source: str, column: str) -> Iterator[Row]:
     """Yield the lines of a source, empty ones too; `column` names the prompt where a line has several values.
 
@@ -61,8 +67,8 @@ def read_rows(source: str, column: str) -> Iterator[Row]:
         ConfigError: if there is no such source, or it is not of the form that its name promises.
         MissingExtraError: if it is on the hub and the package `datasets` is not installed.
     """
-    if found := _HUB_FILE.fullmatch(source):
-        return _file_rows(_download(source, found[1], found[2]), source, column)
+    if (file := hub_file(source)) is not None:
+        return _file_rows(_download(source, *file), source, column)
     if source.startswith(HUB):
         return _hub_rows(source, column)
     if source in bundled_prompts():

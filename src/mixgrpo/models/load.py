@@ -52,9 +52,9 @@ def load_model(
     from mixgrpo.models.options import ModelOptions  # noqa: PLC0415
 
     device = _device(device)
-    parts = _part_configs(folder)
-    _check_size(height, width, adapter.side_multiple(parts))
-    _check_frames(num_frames, adapter.frame_multiple(parts))
+    parts = part_configs(folder)
+    check_size(height, width, adapter.side_multiple(parts))
+    check_frames(num_frames, adapter.frame_multiple(parts))
     absent = adapter.text_encoders if prompt_cache else ()
     pipeline = _load(folder, dtype, absent, in_float32=adapter.float32_parts, quantize=quantize)
     options = ModelOptions(
@@ -219,12 +219,17 @@ def _quantization(kind: str) -> Any:
     return PipelineQuantizationConfig(quant_mapping={"transformer": how, "transformer_2": how})
 
 
-def _part_configs(folder: Path) -> dict[str, dict[str, Any]]:
+def part_configs(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the configs of all parts that have one; VAE and transformer say what sides an image can have."""
     return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/config.json")}
 
 
-def _check_size(height: int, width: int, multiple: int) -> None:
+def check_size(height: int, width: int, multiple: int) -> None:
+    """Check the sides of pictures.
+
+    Raises:
+        ConfigError: if one is no multiple of what the family's `side_multiple` says.
+    """
     for name, value in (("height", height), ("width", width)):
         if value % multiple:
             below = value - value % multiple
@@ -234,7 +239,12 @@ def _check_size(height: int, width: int, multiple: int) -> None:
             )
 
 
-def _check_frames(num_frames: int, multiple: int) -> None:
+def check_frames(num_frames: int, multiple: int) -> None:
+    """Check the number of frames against what the family's `frame_multiple` says.
+
+    Raises:
+        ConfigError: if clips of so many cannot be drawn.
+    """
     if multiple == 0 and num_frames != 1:
         raise ConfigError(f"model.num_frames ({num_frames}) must be 1: this model draws images")
     if multiple and (num_frames - 1) % multiple:

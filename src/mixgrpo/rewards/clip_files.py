@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import CLIPModel
@@ -44,6 +45,18 @@ def load_clip(source: Source) -> Clip:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise source.error(f"{published} does not describe a CLIP of two transformers: {error}") from error
     return Clip(build_clip(source.read_weights(weights), architecture, who=f"{source}: {weights}"), prepare)
+
+
+def read_architecture(file: Path, source: Source) -> Architecture:
+    """Return the architecture that a file with open_clip's `model_cfg` describes.
+
+    Raises:
+        ConfigError: It describes none of two transformers.
+    """
+    try:
+        return _read_architecture(json.loads(file.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise source.error(f"{file} does not describe a CLIP of two transformers: {error}") from error
 
 
 def read_preparation(source: Source) -> Preparation:

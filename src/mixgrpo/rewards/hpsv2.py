@@ -16,8 +16,9 @@ from torch import Tensor
 
 from mixgrpo.rewards.base import mask_unscorable
 from mixgrpo.rewards.clip import ClipEncoder
+from mixgrpo.rewards.clip_files import read_architecture
 from mixgrpo.rewards.clip_text import ClipTokens
-from mixgrpo.rewards.open_clip import VIT_H_14, Architecture, build_clip
+from mixgrpo.rewards.open_clip import VIT_H_14, build_clip
 from mixgrpo.rewards.pixels import Preparation
 from mixgrpo.rewards.placement import Placement
 from mixgrpo.rewards.sources import TOKENIZER, TOKENIZER_FILES, Source
@@ -42,12 +43,11 @@ class HpsV2Reward:
 
     name = "hpsv2"
 
-    def __init__(
-        self, path: str, tokenizer: str, *, placement: Placement, architecture: Architecture = VIT_H_14
-    ) -> None:
+    def __init__(self, path: str, tokenizer: str, *, placement: Placement) -> None:
         """Load the checkpoint of `path`: the file itself, or a folder or hub id that has HPS_v2.1_compressed.pt.
 
-        `tokenizer` is a folder or a hub id in the form of transformers.
+        `tokenizer` is a folder or a hub id in the form of transformers. The published checkpoint is a ViT-H-14; beside
+        one of another architecture there is a file of the same name but .json, with open_clip's `model_cfg`.
 
         Raises:
             ConfigError: Files are missing, out of reach, or weights of another architecture.
@@ -55,6 +55,8 @@ class HpsV2Reward:
         """
         source, words = sources(path=path, tokenizer=tokenizer)
         file = source.require(CHECKPOINT)
+        beside = file.with_suffix(".json")
+        architecture = read_architecture(beside, source) if beside.is_file() else VIT_H_14
         tokens = ClipTokens(words, architecture.config(), mend=True)
         model = build_clip(source.read_weights(file), architecture, who=f"{source}: {file}")
         prepare = Preparation(size=architecture.image_size, fit="pad")

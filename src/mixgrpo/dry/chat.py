@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from typing import Any
 
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from tokenizers import Tokenizer
@@ -37,7 +38,7 @@ _CHAT = (
 
 
 @cache
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _vocabulary() -> tuple[dict[str, int], Any]:
     """Learn one token for every word of the pipelines' own texts; other words are told in bytes or nearly so."""
     trained = Tokenizer(BPE())
     trained.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
@@ -55,7 +56,8 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
 
 
-def chat_tokenizer() -> Qwen2Tokenizer:
+def chat_tokenizer() -> Any:
+    """Return a tokenizer in Qwen's format, to which Qwen-Image's head is the 34 tokens that the pipeline cuts off."""
     vocabulary, merges = _vocabulary()
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges, extra_special_tokens=list(_MARKS[1:]))
     tokenizer.chat_template = _CHAT
@@ -64,7 +66,7 @@ def chat_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def _text_config(layers: int) -> dict[str, object]:
+def _text_config(layers: int) -> dict[str, Any]:
     return {
         "vocab_size": 1024,
         "hidden_size": 8,
@@ -80,22 +82,26 @@ def _text_config(layers: int) -> dict[str, object]:
     }
 
 
-def qwen3(layers: int) -> Qwen3Model:
+def qwen3(layers: int) -> Any:
+    """Return what Z-Image reads prompts with."""
     return Qwen3Model(Qwen3Config(**_text_config(layers)))
 
 
-def qwen3_writer(layers: int) -> Qwen3ForCausalLM:
+def qwen3_writer(layers: int) -> Any:
+    """Return what FLUX.2 klein reads prompts with, from layers up to the 27th."""
     return Qwen3ForCausalLM(Qwen3Config(**_text_config(layers)))
 
 
-def qwen_vl(layers: int) -> Qwen2_5_VLForConditionalGeneration:
+def qwen_vl(layers: int) -> Any:
+    """Return what Qwen-Image reads prompts with."""
     rope = {"rope_type": "default", "mrope_section": [1, 1, 0], "rope_theta": 1000.0}
     eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 8}
     config = Qwen2_5_VLConfig(text_config=_text_config(layers) | {"rope_scaling": rope}, vision_config=eyes)
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def mistral3(layers: int) -> Mistral3ForConditionalGeneration:
+def mistral3(layers: int) -> Any:
+    """Return what FLUX.2 dev reads prompts with, from layers up to the 30th."""
     eyes = {
         "model_type": "pixtral",
         "hidden_size": 8,
