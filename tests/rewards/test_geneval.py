@@ -22,10 +22,11 @@ from mixgrpo.errors import ConfigError, RewardError
 from mixgrpo.rewards import Reward, make_reward
 from mixgrpo.rewards.detector import ColorNamer, Mask2FormerDetector, box_around, cut_out, geneval_name
 from mixgrpo.rewards.geneval import sources
+from mixgrpo.rewards.placement import Placement
 from mixgrpo.rewards.scene import COLORS, Box, Detection, judge, read_scene, select
 from mixgrpo.shapes.files import bundled_folder
 
-CPU = torch.device("cpu")
+CPU = Placement(device="cpu")
 CLASSES = ("cat", "dog", "mouse")
 
 

@@ -83,7 +83,7 @@ def _print_calls(config: Config, bill: Bill, console: Console) -> None:
     if bill.model is None:
         base = bill.costs["DanceGRPO"].forwards
         columns |= {"forwards": lambda cost: cost.forwards, "ratio": lambda cost: cost.forwards / base}
-    table = _table("model calls per sample", *columns)
+    table = _table("model calls per sample", *columns, longest="DanceGRPO,")
     for name, cost in bill.costs.items():
         style = "bold" if name == bill.used else None
         table.add_row(NAMES[name], *(f"{read(cost):.2f}" for read in columns.values()), style=style)
@@ -213,11 +213,11 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _table(*headings: str) -> Table:
+def _table(*headings: str, longest: str = "") -> Table:
     padding = (0, 1) if len(headings) < _MANY else (0, 1, 0, 0)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding, show_edge=False)
     for number, heading in enumerate(headings):
-        word = max(len(word) for word in [*heading.split(), "" if number else "DanceGRPO,"])
+        word = max(len(word) for word in [*heading.split(), "" if number else longest])
         table.add_column(heading, justify="right" if number else "left", overflow="fold", min_width=word)
     return table
 

@@ -41,14 +41,25 @@ class ClipEncoder:
         self.logit_scale = model.logit_scale.detach().exp().item()
         """What the model multiplies cosines with, learned in its training: 100 or nearly so."""
         frozen: Any = model.requires_grad_(False).eval()
-        self._model = frozen.to(placement.torch_device, placement.torch_dtype)
+        self._model = frozen.to(placement.resting_place, placement.torch_dtype)
         self._prepare = prepare
         self._tokens = tokens
         self._placement = placement
 
-    @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
         """Return the vectors of images [B, 3, H, W] in [0, 1]: float32 [B, D] on the CPU, of length 1."""
+        with self._placement.at_work(self._model):
+            return self._embed_images(images)
+
+    def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return the cosine between every image of [B, 3, H, W] and its own prompt: float32 [B], from -1 to 1."""
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        with self._placement.at_work(self._model):
+            texts = self._embed_texts(list(places))[[places[prompt] for prompt in prompts]]
+            return (self._embed_images(images) * texts).sum(dim=-1)
+
+    @torch.no_grad()
+    def _embed_images(self, images: Tensor) -> Tensor:
         vectors: list[Tensor] = []
         for batch in images.split(self._placement.batch_size):
             pixels = self._prepare(batch).to(self._placement.torch_device, self._placement.torch_dtype)
@@ -57,8 +68,7 @@ class ClipEncoder:
         return normalize(torch.cat(vectors), dim=-1)
 
     @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the vectors of B texts: float32 [B, D] on the CPU, of length 1."""
+    def _embed_texts(self, texts: Sequence[str]) -> Tensor:
         assert self._tokens is not None, "this encoder was made without a tokeniser"
         vectors: list[Tensor] = []
         for start in range(0, len(texts), self._placement.batch_size):
@@ -66,9 +76,3 @@ class ClipEncoder:
             pooled = self._model.text_model(input_ids=numbers).pooler_output
             vectors.append(self._model.text_projection(pooled).float().cpu())
         return normalize(torch.cat(vectors), dim=-1)
-
-    def cosines(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return the cosine between every image of [B, 3, H, W] and its own prompt: float32 [B], from -1 to 1."""
-        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-        texts = self.embed_texts(list(places))[[places[prompt] for prompt in prompts]]
-        return (self.embed_images(images) * texts).sum(dim=-1)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from mixgrpo.rewards.pixels import Preparation
+from mixgrpo.rewards.placement import Placement
 from mixgrpo.rewards.scene import COLORS, Box, Detection
 from mixgrpo.rewards.sources import Source
 
@@ -54,17 +55,18 @@ class Found(NamedTuple):
 class Mask2FormerDetector:
     """Finds objects of the classes that its weights know."""
 
-    def __init__(self, source: Source, device: torch.device) -> None:
+    def __init__(self, source: Source, placement: Placement) -> None:
         """Load the network and its preprocessing.
 
         Raises:
             ConfigError: A file is missing, or it is another network.
         """
         # not exact: published files of Swin hold indices too, which the network makes itself
-        self._model: Any = source.load_model(Mask2FormerForUniversalSegmentation, exact=False).to(device)
+        model: Any = source.load_model(Mask2FormerForUniversalSegmentation, exact=False)
+        self._model = model.to(placement.resting_place)
         self._processor: Any = source.load(AutoImageProcessor)
         self._labels = {i: geneval_name(name) for i, name in self._model.config.id2label.items()}
-        self._device = device
+        self._placement = placement
 
     @property
     def labels(self) -> frozenset[str]:
@@ -76,8 +78,9 @@ class Mask2FormerDetector:
 
         An object's score is its class's probability times the mean probability of its mask, as in the original.
         """
-        inputs = self._processor(images=list(pictures), return_tensors="pt").to(self._device)
-        outputs = self._model(**inputs)
+        inputs = self._processor(images=list(pictures), return_tensors="pt").to(self._placement.torch_device)
+        with self._placement.at_work(self._model):
+            outputs = self._model(**inputs)
         results = self._processor.post_process_instance_segmentation(
             outputs,
             threshold=threshold,
@@ -98,25 +101,26 @@ class Mask2FormerDetector:
 class ColorNamer:
     """Names the colour of an object, by which of GenEval's phrases CLIP finds nearest to it."""
 
-    def __init__(self, source: Source, device: torch.device) -> None:
+    def __init__(self, source: Source, placement: Placement) -> None:
         """Load CLIP and its tokenizer.
 
         Raises:
             ConfigError: A file is missing, or it is another network.
         """
-        self._model: Any = source.load_model(CLIPModel).to(device)
+        self._model: Any = source.load_model(CLIPModel).to(placement.resting_place)
         self._tokenizer: Any = source.load(AutoTokenizer)
         self._prepare = Preparation(size=self._model.config.vision_config.image_size, fit="crop_even")
-        self._device = device
+        self._placement = placement
         self._known: dict[str, Tensor] = {}
 
     def __call__(self, crops: Sequence[Image.Image], label: str) -> list[str]:
         """Return the colour of every crop, which shows an object of the class `label`."""
         if not crops:
             return []
-        pixels = self._prepare.of_pictures(crops).to(self._device)
-        seen = self._model.visual_projection(self._model.vision_model(pixel_values=pixels).pooler_output)
-        nearest = (seen @ self._directions(label).T).argmax(dim=1)
+        pixels = self._prepare.of_pictures(crops).to(self._placement.torch_device)
+        with self._placement.at_work(self._model):
+            seen = self._model.visual_projection(self._model.vision_model(pixel_values=pixels).pooler_output)
+            nearest = (seen @ self._directions(label).T).argmax(dim=1)
         return [COLORS[i] for i in nearest.tolist()]
 
     def _directions(self, label: str) -> Tensor:
@@ -126,7 +130,7 @@ class ColorNamer:
         """
         if label not in self._known:
             texts = [phrase.format(color=color, label=label) for color in COLORS for phrase in _PHRASES]
-            tokens = self._tokenizer(texts, padding=True, return_tensors="pt").to(self._device)
+            tokens = self._tokenizer(texts, padding=True, return_tensors="pt").to(self._placement.torch_device)
             read = self._model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
             unit = torch.nn.functional.normalize(self._model.text_projection(read.pooler_output), dim=-1)
             mean = torch.stack([phrases.mean(0) for phrases in unit.split(len(_PHRASES))])

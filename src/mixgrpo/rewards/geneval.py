@@ -61,6 +61,7 @@ class GenEvalReward:
         position_margin: float = 0.1,
         device: str = "auto",
         batch_size: int = 8,
+        offload: bool = False,
     ) -> None:
         """Load the detector from `path` and CLIP from `clip`, each a folder or a hub id.
 
@@ -74,7 +75,7 @@ class GenEvalReward:
             ConfigError: A number is out of its range, or the device is none; or a file is missing, or does not fit,
                 and the message says what to download.
         """
-        placement = Placement(device=device, batch_size=batch_size)
+        placement = Placement(device=device, batch_size=batch_size, offload=offload)
         for option, figure in (("threshold", threshold), ("counting_threshold", counting_threshold)):
             if not 0 <= figure < 1:
                 raise ConfigError(f"the geneval reward's {option} must be from 0 to below 1, got {figure}")
@@ -83,9 +84,8 @@ class GenEvalReward:
                 f"the geneval reward needs max_objects of at least 1, max_overlap above 0 and up to 1, and "
                 f"position_margin of at least 0, got {max_objects}, {max_overlap} and {position_margin}"
             )
-        picked = placement.torch_device
         detector, namer = sources(path=path, clip=clip)
-        self._detector, self._namer = Mask2FormerDetector(detector, picked), ColorNamer(namer, picked)
+        self._detector, self._namer = Mask2FormerDetector(detector, placement), ColorNamer(namer, placement)
         self._partial = partial
         self._thresholds = {"counting": counting_threshold}
         self._threshold = threshold

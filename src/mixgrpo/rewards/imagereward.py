@@ -57,22 +57,24 @@ class ImageReward:
         device: str = "auto",
         dtype: str = "float32",
         batch_size: int = 16,
+        offload: bool = False,
     ) -> None:
         """Load the model from `path`, a folder or a hub id.
 
         `tokenizer` is a folder or hub id, too; empty means the folder `path` if it has a tokenizer's files, else
         google-bert/bert-base-uncased. `dtype` is that of the two towers. `batch_size` pictures are scored at a time.
+        `offload`: see `Placement`.
 
         Raises:
             ConfigError: The device, the dtype or the batch size is none; or a file is missing, cannot be read, or does
                 not fit, and the message says what to download.
         """
-        placement = Placement(device=device, dtype=dtype, batch_size=batch_size)
+        self._placement = placement = Placement(device=device, dtype=dtype, batch_size=batch_size, offload=offload)
         source, words = sources(path=path, tokenizer=tokenizer)
         model = load_imagereward(source, source.require(*_CHECKPOINT), source.require(_CONFIG))
         self._tokenizer = _load_tokenizer(words, model.text.config.vocab_size)
         self._device, self._batch_size = placement.torch_device, batch_size
-        self._model = model.to_inference(self._device, placement.torch_dtype)
+        self._model = model.to_inference(placement.resting_place, placement.torch_dtype)
         self._prepare = Preparation(size=self._model.image_size, fit="crop_even")
 
     @torch.no_grad()
@@ -80,7 +82,8 @@ class ImageReward:
         """Score images [B, 3, H, W] in [0, 1], each against its own prompt: [B], higher is better."""
         starts = range(0, len(images), self._batch_size)
         ends = [start + self._batch_size for start in starts]
-        scores = [self._score(images[i:j], prompts[i:j]) for i, j in zip(starts, ends, strict=True)]
+        with self._placement.at_work(self._model):
+            scores = [self._score(images[i:j], prompts[i:j]) for i, j in zip(starts, ends, strict=True)]
         return mask_unscorable(torch.cat(scores), images)
 
     def _score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

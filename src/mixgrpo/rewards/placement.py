@@ -1,8 +1,11 @@
 """Where and how the network of a reward runs: options that all rewards with a network have."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from mixgrpo.errors import ConfigError
 
@@ -19,6 +22,8 @@ class Placement:
     """float32, float16 or bfloat16."""
     batch_size: int = 16
     """Pictures, or texts, that go through the network at once."""
+    offload: bool = False
+    """Let the network wait on the CPU while it scores nothing: less memory on the device, a copy for every batch."""
 
     def __post_init__(self) -> None:
         """Find mistakes before weights are loaded.
@@ -48,6 +53,23 @@ class Placement:
         if picked.type == "cuda" and picked.index is None and has_cuda:
             return torch.device("cuda", torch.cuda.current_device())
         return picked
+
+    @property
+    def resting_place(self) -> torch.device:
+        """Where the network is between two batches."""
+        return torch.device("cpu") if self.offload else self.torch_device
+
+    @contextmanager
+    def at_work(self, network: nn.Module) -> Iterator[None]:
+        """Have a network on its device meanwhile, if it rests elsewhere."""
+        if not self.offload:
+            yield
+            return
+        try:
+            network.to(self.torch_device)
+            yield
+        finally:
+            network.to(self.resting_place)
 
     @property
     def torch_dtype(self) -> torch.dtype:
