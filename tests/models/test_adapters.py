@@ -129,12 +129,14 @@ def test_gradients_reach_every_adapter_with_and_without_checkpointing(family: tu
 
 
 def test_bfloat16_weights_and_autocast_are_near_float32(family: tuple[str, Path]) -> None:
-    exact = load(*family)
+    # With bfloat16 weights diffusers rounds a guidance of 3500 thousandths to 3504 and a time of 750 to 752.
+    time = 0.5
+    guided = {"guidance_scale": 4.0} if TINY[family[0]].options.get("guidance_scale", 0.0) > 1.0 else {}
+    exact = load(*family, **guided)
     x = torch.randn(2, *exact.latent_shape, generator=torch.Generator().manual_seed(1))
-    expected = exact.velocity(x, 0.75, exact.encode(PROMPTS))
+    expected = exact.velocity(x, time, exact.encode(PROMPTS))
     for dtype, autocast in (("bfloat16", "off"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")):
-        model = load(*family, dtype=dtype, autocast=autocast)
-        drawn = model.velocity(x, 0.75, model.encode(PROMPTS))
-        # With bfloat16 weights diffusers rounds a guidance of 3500 thousandths to 3504, so it is not nearer than this.
-        assert (drawn.float() - expected).norm() < 0.12 * expected.norm(), (dtype, autocast)
+        model = load(*family, dtype=dtype, autocast=autocast, **guided)
+        drawn = model.velocity(x, time, model.encode(PROMPTS))
+        assert (drawn.float() - expected).norm() < 0.04 * expected.norm(), (dtype, autocast)
         assert model.decode(x).dtype == torch.float32
