@@ -159,15 +159,12 @@ def test_a_hub_model_whose_size_is_not_known_still_has_calls(capsys: pytest.Capt
     assert "31.54 0.47" in printed
 
 
-def test_a_family_without_a_cost_model_still_has_a_window_and_calls(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}', encoding="utf-8")
-    printed = _plan(capsys, "flux1-dev-mixgrpo", "--model.path", str(tmp_path))
+def test_a_model_of_unknown_size_still_has_a_window_and_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = _plan(capsys, "flux1-dev-mixgrpo", "--model.path", "somebody/some-model")
     usual = _plan(capsys, "flux1-dev-mixgrpo")
     assert printed.partition("model calls per sample")[0] == usual.partition("model calls per sample")[0]
     printed = " ".join(printed.split())
-    assert "There is no cost model for this family (ZImagePipeline) yet" in printed
+    assert "How large somebody/some-model is is not known before it is downloaded" in printed
     assert "PFLOP" not in printed
     assert "31.54 0.47" in printed
 

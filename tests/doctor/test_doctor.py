@@ -102,7 +102,8 @@ def test_memory_is_compared_with_what_there_is_and_only_what_helps_is_advised() 
 
 
 def test_disk_is_compared_place_by_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = load_config("flux1-dev", ["--model.prompt-cache", str(tmp_path / "cache")])
+    prompts = ["--prompts.train", "signs-train", "--prompts.heldout", "signs-heldout"]
+    config = load_config("flux1-dev", ["--model.prompt-cache", str(tmp_path / "cache"), *prompts])
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 100 * 10**9))
     found = check_disk(config, load_prompt_sets(config), download=34 * 10**9, downloads=tmp_path, run=tmp_path / "runs")
