@@ -19,7 +19,7 @@ from mixgrpo.config.load import dump_resolved, load_config
 from mixgrpo.config.schema import Config
 from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.doctor.access import check_model
-from mixgrpo.doctor.machine import check_device, check_disk, check_memory
+from mixgrpo.doctor.machine import check_device, check_disk, check_memory, check_quantization
 from mixgrpo.doctor.rewards import check_rewards
 from mixgrpo.doctor.sampling import check_sampling
 from mixgrpo.models.pipeline import PipelineModel
@@ -122,6 +122,21 @@ def test_a_device_that_is_not_there_is_a_problem() -> None:
     assert check_device(load_config("flux-nano", ["--model.device", "cuda"])).state == "problem"
     assert check_device(load_config("flux-nano")).state == "ok"
     assert check_device(load_config("flux1-dev")).state == "note"
+
+
+def test_what_quantised_weights_need_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = ["--lora.rank", "4", "--model.quantize"]
+    assert check_quantization(load_config("flux-nano").model) == []
+    monkeypatch.setattr("mixgrpo.models.load.find_spec", lambda name: None)
+    for kind, library in (("int8", "torchao"), ("nf4", "bitsandbytes")):
+        [found] = check_quantization(load_config("flux-nano", [*lora, kind]).model)
+        assert found.state == "problem"
+        assert library in found.text
+        assert "mixgrpo[quantize]" in found.text
+    monkeypatch.setattr("mixgrpo.models.load.find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    states = [check_quantization(load_config("flux-nano", [*lora, kind]).model)[0].state for kind in ("int8", "nf4")]
+    assert states == ["ok", "problem"], "nf4 needs a GPU"
 
 
 def test_rewards_are_made_and_asked(make_config: Callable[..., Config]) -> None:

@@ -65,7 +65,7 @@ def examine(config: Config, *, quick: bool) -> "Iterator[Finding]":
     from mixgrpo.data.sets import load_prompt_sets, prompt_lines
     from mixgrpo.doctor.access import check_model, check_reward_files, hub_cache
     from mixgrpo.doctor.finding import Finding
-    from mixgrpo.doctor.machine import check_device, check_disk, check_memory
+    from mixgrpo.doctor.machine import check_device, check_disk, check_memory, check_quantization
     from mixgrpo.doctor.rewards import check_rewards
     from mixgrpo.doctor.sampling import check_sampling
 
@@ -78,6 +78,7 @@ def examine(config: Config, *, quick: bool) -> "Iterator[Finding]":
         sets = None
         yield Finding("prompts", "problem", str(error))
     yield check_device(config)
+    yield from check_quantization(config.model)
     access, download = check_model(config.model)
     yield access
     files = check_reward_files(config)

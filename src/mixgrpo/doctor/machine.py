@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from mixgrpo.config.schema import Config
+from mixgrpo.config.sections import ModelConfig
 from mixgrpo.cost.memory import estimate_memory
 from mixgrpo.cost.operations import shape_of, training_of
 from mixgrpo.data.sets import PromptSets
 from mixgrpo.doctor.finding import Finding, size
-from mixgrpo.errors import ModelError
+from mixgrpo.errors import MixGRPOError, ModelError
+from mixgrpo.models.load import check_quantize
 from mixgrpo.shapes import Shape
 
 _HEADROOM = 0.92
@@ -33,6 +35,17 @@ def check_device(config: Config) -> Finding:
     index = torch.device(wanted if wanted != "auto" else "cuda").index or 0
     found = torch.cuda.get_device_properties(index)
     return Finding("device", "ok", f"{found.name}, {size(found.total_memory)}, torch {torch.__version__}")
+
+
+def check_quantization(model: ModelConfig) -> list[Finding]:
+    """Say whether weights can be quantised as the settings want it, if they do."""
+    if model.quantize == "off":
+        return []
+    try:
+        check_quantize(model.quantize)
+    except MixGRPOError as error:
+        return [Finding("quantize", "problem", str(error))]
+    return [Finding("quantize", "ok", f"{model.quantize} can be used here")]
 
 
 def check_memory(config: Config, *, available: int | None = None) -> Finding:

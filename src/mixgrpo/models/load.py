@@ -195,26 +195,33 @@ def _check_libraries(folder: Path, absent: Sequence[str]) -> None:
                 kind()
 
 
-def _quantization(kind: str) -> Any:
-    """Return how diffusers is to quantise the transformer while it loads.
+def check_quantize(kind: str) -> None:
+    """Find out whether weights can be quantised so here.
 
     Raises:
         MissingExtraError: if the library for it is not installed.
         ConfigError: if this machine cannot do it.
     """
     import torch  # noqa: PLC0415 - loaded late, as diffusers is
-    from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig  # noqa: PLC0415
 
     library = {"int8": "torchao", "nf4": "bitsandbytes"}[kind]
     if find_spec(library) is None:
         raise MissingExtraError(f"model.quantize = {kind!r}", library, "quantize")
+    if kind == "nf4" and not torch.cuda.is_available():
+        raise ConfigError("model.quantize = 'nf4' needs a CUDA device, which torch does not see; int8 needs none")
+
+
+def _quantization(kind: str) -> Any:
+    """Return how diffusers is to quantise the transformer while it loads; raises as `check_quantize`."""
+    import torch  # noqa: PLC0415 - loaded late, as diffusers is
+    from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig  # noqa: PLC0415
+
+    check_quantize(kind)
     if kind == "int8":
         from torchao.quantization import Int8WeightOnlyConfig  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
         how: Any = TorchAoConfig(Int8WeightOnlyConfig())
     else:
-        if not torch.cuda.is_available():
-            raise ConfigError("model.quantize = 'nf4' needs a CUDA device, which torch does not see; int8 needs none")
         how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     return PipelineQuantizationConfig(quant_mapping={"transformer": how, "transformer_2": how})
 
