@@ -13,6 +13,7 @@ from mixgrpo.commands.plan import stretches
 from mixgrpo.config.load import dump_resolved, load_config
 from mixgrpo.config.schema import Config
 from mixgrpo.shapes import bundled_folder
+from mixgrpo.shapes.files import PUBLISHED
 
 
 def _plan(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -159,14 +160,34 @@ def test_a_hub_model_whose_size_is_not_known_still_has_calls(capsys: pytest.Capt
     assert "31.54 0.47" in printed
 
 
-def test_a_model_of_unknown_size_still_has_a_window_and_calls(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = _plan(capsys, "flux1-dev-mixgrpo", "--model.path", "somebody/some-model")
-    usual = _plan(capsys, "flux1-dev-mixgrpo")
-    assert printed.partition("model calls per sample")[0] == usual.partition("model calls per sample")[0]
-    printed = " ".join(printed.split())
-    assert "How large somebody/some-model is is not known before it is downloaded" in printed
-    assert "PFLOP" not in printed
-    assert "31.54 0.47" in printed
+@pytest.mark.parametrize("hub_id", PUBLISHED)
+def test_a_published_model_needs_no_download(hub_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = json.loads(_plan(capsys, "flux1-dev-mixgrpo", "--model.path", hub_id, "--json"))
+    assert plan["model"]["source"] == f"{hub_id}, as published"
+    assert plan["model"]["parameters"] == plan["model"]["trained_parameters"] > 1e9
+    assert plan["operations_per_iteration"]["shared"]["update"] > 1e15
+
+
+def test_of_two_transformers_both_are_held_and_one_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    # Wan 2.2 A14B is twice what Wan 2.1 14B is
+    clip = ("flux1-dev-mixgrpo", "--model.num-frames", "9", "--model.path")
+    args = ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan-AI/Wan2.2-T2V-A14B-Diffusers")
+    one, two = (json.loads(_plan(capsys, *clip, hub_id, "--json")) for hub_id in args)
+    assert two["model"]["parameters"] == 2 * one["model"]["parameters"]
+    assert two["operations_per_iteration"] == one["operations_per_iteration"]
+    assert two["memory_bytes"]["phases"]["updating"] == one["memory_bytes"]["phases"]["updating"]
+    for name in ("weights", "gradients", "optimiser"):
+        assert two["memory_bytes"]["resident"][name] == 2 * one["memory_bytes"]["resident"][name]
+    assert "in two transformers, of which one runs" in " ".join(_plan(capsys, *clip, args[1]).split())
+
+
+def test_more_frames_take_more_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ("flux1-dev-mixgrpo", "--model.path", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "--json")
+    tokens = [
+        json.loads(_plan(capsys, *path, "--model.num-frames", frames))["model"]["tokens"] - 512
+        for frames in ("1", "5", "81")
+    ]
+    assert tokens == [45 * 45, 2 * 45 * 45, 21 * 45 * 45]
 
 
 def test_a_family_without_an_adapter_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
