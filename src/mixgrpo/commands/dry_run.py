@@ -6,6 +6,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,11 +33,11 @@ def run(config: Config, source: str, rest: Sequence[str], *, output: str | None)
     print(f"  folder   {folder}", flush=True)
     started = time.monotonic()
     device = config.model.device if _gives_device(rest) else "cpu"
-    try:
+    with ExitStack() as undo:
+        # so that the same command can be given again; the folder was new or empty
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
         done = dry_run(config, folder, device=device, sinks=lambda settings: [ConsoleSink(settings)])
-    except BaseException:  # so that the same command can be given again; the folder was new or empty
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        undo.pop_all()
     if done.outcome.reason == "interrupted":
         print(f"\nInterrupted after {done.outcome.iteration} of {done.config.iterations} iterations.")
         return INTERRUPTED

@@ -74,12 +74,9 @@ def load_model(
     model.source = folder
     if offload:
         model.offload()
-    if vae_decoding != "whole":
-        pipeline.vae.enable_slicing()
-    if vae_decoding == "tiled":
-        pipeline.vae.enable_tiling()
     if prompt_cache:
         model.prompt_cache = _open_cache(folder, adapter, prompt_cache, dtype, max_sequence_length)
+    _set_up_vae(pipeline.vae, vae_decoding)
     _set_up(model.transformer, attention=attention, gradient_checkpointing=gradient_checkpointing)
     return model
 
@@ -92,6 +89,13 @@ def _place(pipeline: Any, device: str, *, resting: Sequence[str]) -> None:
     for name, part in pipeline.components.items():
         if hasattr(part, "parameters") and name not in resting:
             part.to(device)
+
+
+def _set_up_vae(vae: Any, decoding: str) -> None:
+    if decoding != "whole":
+        vae.enable_slicing()
+    if decoding == "tiled":
+        vae.enable_tiling()
 
 
 def _set_up(transformer: Any, *, attention: str, gradient_checkpointing: bool) -> None:

@@ -87,16 +87,13 @@ def picture_stream(
 def text_stream(
     *, rows: int, modulation: str, norms: tuple[str, str], feed: str, bias: bool = True, head_norms: bool = True
 ) -> Stream:
-    """Return the stream of the text."""
-    return Stream(
-        rows=rows,
-        modulation=modulation,
-        norms=norms,
+    """Return the stream of the text, which differs in the names in the attention."""
+    picture = picture_stream(rows=rows, modulation=modulation, norms=norms, feed=feed, bias=bias)
+    return replace(
+        picture,
         projections=("add_q_proj", "add_k_proj", "add_v_proj"),
         head_norms=("norm_added_q", "norm_added_k") if head_norms else (),
         out="to_add_out",
-        feed=feed,
-        bias=bias,
     )
 
 

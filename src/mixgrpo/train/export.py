@@ -94,9 +94,8 @@ def export_run(
     config, checkpoint = load_run_config(run), find_checkpoint(run, which)
     if merge and not config.lora.rank:
         raise ConfigError(f"--merge has nothing to do: {run} trained all weights, which are exported as a pipeline")
-    if policy is None:  # on the CPU, for a run that is just over may still have the GPU
-        on_cpu = config.model.model_copy(update={"device": "cpu"})
-        policy = load_policy(config.model_copy(update={"model": on_cpu}), for_training=False)
+    if policy is None:
+        policy = _policy_on_cpu(config)
     _load_result(checkpoint, config, policy)
     writing = output.with_name(f".{output.name}.writing")
     shutil.rmtree(writing, ignore_errors=True)
@@ -124,6 +123,12 @@ def export_run(
         shutil.rmtree(output)
     writing.rename(output)
     return output
+
+
+def _policy_on_cpu(config: Config) -> Policy:
+    """Load the policy of a run that is just over and may still have the GPU."""
+    on_cpu = config.model.model_copy(update={"device": "cpu"})
+    return load_policy(config.model_copy(update={"model": on_cpu}), for_training=False)
 
 
 def _save_adapter(policy: Policy, folder: Path) -> str:
