@@ -49,8 +49,8 @@ $(VENV)/venv.stamp:
 	@touch $@
 
 $(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt
-	@echo "==> Installing mixgrpo and what it needs (torch, diffusers, transformers, an OCR model ...); a minute or two"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ocr]'
+	@echo "==> Installing mixgrpo and what it needs (torch, diffusers, transformers, an OCR model, ...); a minute or two"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ocr,clip]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt
