@@ -48,7 +48,7 @@ $(VENV)/venv.stamp:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt
+$(VENV)/run.stamp: $(VENV)/venv.stamp pyproject.toml constraints.txt Makefile
 	@echo "==> Installing mixgrpo and what it needs (torch, diffusers, transformers, an OCR model, ...); a minute or two"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ocr,clip]'
 	@touch $@
