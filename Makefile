@@ -26,8 +26,8 @@ check: $(VENV)/dev.stamp ## Format, lint, layers, types.
 prove: $(VENV)/dev.stamp ## Run the proofs that take minutes.
 	$(BIN)/python -m pytest -m slow -s
 
-bench: $(VENV)/dev.stamp ## Time the methods against each other and predict it, about ten minutes. Nothing else should run.
-	$(BIN)/python benchmarks/methods.py
+bench: $(VENV)/dev.stamp ## Time all methods against each other and predict it, HALF AN HOUR. Nothing else should run.
+	$(BIN)/python benchmarks/methods.py --methods all
 
 METHODS := dancegrpo dancegrpo-random dancegrpo-frozen mixgrpo mixgrpo-cps mixgrpo-flash mixgrpo-flash-star \
 	flow-grpo flow-grpo-fast neighbor-grpo nft

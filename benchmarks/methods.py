@@ -1,6 +1,6 @@
 """Time an iteration of each method on flux-nano, in one process, interleaved, by median; predict it; and its memory.
 
-    make bench                      (or: python benchmarks/methods.py --methods all --repeats 2 --positions 3)
+    make bench                      (or: python benchmarks/methods.py --methods quick --repeats 1)
 
 Every method runs the project's own training iteration with 12 samples per prompt, T = 25 and a window of 4 steps, as
 the paper does on FLUX.1-dev (a method with a number of steps of its own keeps it). A round takes one iteration of every
@@ -38,6 +38,8 @@ from mixgrpo.train.loop import Trainer
 MODEL, STEPS, WINDOW = "flux-nano", 25, 4
 OWN_STEPS = {"neighbor-grpo": 8}
 """Steps of a method that are part of it: here a second-order solver in place of more steps."""
+AS_FEW_STEPS = ("dancegrpo-random", "dancegrpo-frozen")
+"""Methods that train on as many steps as a window has."""
 BASE, SECOND, UNSHARED = "dancegrpo", "mixgrpo", "unshared"
 QUICK = (BASE, UNSHARED, SECOND, "mixgrpo-flash", "mixgrpo-flash-star")
 """DanceGRPO as published, and MixGRPO and Flash with what a group shares, and once without."""
@@ -48,6 +50,8 @@ def method_config(method: str, arguments: argparse.Namespace) -> Config:
     preset = f"{MODEL}-{SECOND if method == UNSHARED else method}"
     given, flags = load_config(preset), ["--optim.lr", "1e-9", "--optim.warmup", "0", "--eval.num-prompts", "1"]
     flags += ["--rollout.num-steps", str(OWN_STEPS.get(method, STEPS))]
+    if method in AS_FEW_STEPS:
+        flags += ["--window.num-trained", str(WINDOW)]
     if given.window.type != "all":
         flags += ["--window.size", str(WINDOW)]
     if given.window.type in ("sliding", "decaying"):

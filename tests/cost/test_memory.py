@@ -72,6 +72,34 @@ def test_what_stays_is_what_a_policy_holds() -> None:
     assert resident["starting model"] == 4 * sum(w.numel() for w in policy._frozen.parameters())
 
 
+def test_an_offloaded_starting_model_counts_in_its_own_phase() -> None:
+    settings = ["--loss.kl-weight", "0.1", "--model.offload"]
+    here, away = (estimate(load_config("flux1-dev", [*settings, choice]), cuda=True) for choice in ("false", "true"))
+    copied = 2 * 11_901_408_320
+    assert here.resident["starting model"] == copied
+    assert "starting model" not in away.resident
+    assert copied < away.phases["starting model"] < 1.1 * copied
+    assert "starting model" not in here.phases
+
+
+def test_predictions_made_before_the_updates_are_counted() -> None:
+    """One more latent per sample and trained step for the starting model; for the sampling policy, half of them."""
+    few, many = ["--rollout.share-trunk", "false"], ["--loss.updates-per-iteration", "2"]
+    ends = estimate(nano(*few, "--loss.updates-per-iteration", "1")).resident["trajectories"]
+    kept = estimate(nano(*few, *many)).resident["trajectories"]
+    held = estimate(nano(*few, *many, "--loss.kl-weight", "0.1")).resident["trajectories"]
+    assert kept - ends == pytest.approx((held - kept) / 2)
+    config = nano(*few)
+    latents = (
+        config.prompts_per_iteration
+        * config.rollout.group_size
+        * config.window.size
+        * 4
+        * shape_of(config.model).latent_numbers
+    )
+    assert held - kept == latents
+
+
 def test_ranks_share_the_weights_and_the_prompts() -> None:
     config = load_config("flux1-dev-mixgrpo")
     alone, together = estimate(config, cuda=True), estimate(config, 32, cuda=True)

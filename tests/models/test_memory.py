@@ -14,6 +14,7 @@ from mixgrpo.models import load as loading
 from mixgrpo.train.policy import Policy
 from tests.models.families import flux, save
 from tests.models.test_parity import PROMPTS, draw, load
+from tests.visits import Guests
 
 
 @pytest.fixture(scope="module", params=["flux-dev", "sd3.5-medium"])
@@ -48,7 +49,8 @@ def test_int8_weights_are_near_and_adapters_learn_beside_them(family: tuple[str,
         optimizer.zero_grad()
     assert loss().item() < 0.9 * before
     # The reference is the quantised model with its adapters off.
-    torch.testing.assert_close(policy.reference_velocity(x, 0.75, conditioning), near, rtol=0, atol=1e-6)
+    with torch.no_grad(), policy.reference():
+        torch.testing.assert_close(policy.velocity(x, 0.75, conditioning), near, rtol=0, atol=1e-6)
 
 
 def test_nf4_without_a_gpu_is_refused(family: tuple[str, Path]) -> None:
@@ -91,28 +93,27 @@ def test_quantising_without_its_package_says_what_to_install(
         load(*family, quantize=kind)
 
 
-def test_offloaded_parts_are_at_work_only_while_they_are_needed(family: tuple[str, Path]) -> None:
+def test_offloaded_parts_are_at_work_only_while_they_are_needed(
+    family: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = draw(load(*family), PROMPTS)
     model = load(*family)
-    where: dict[str, list[str]] = {}
-    for name in ("vae", *model.text_encoders):
-        part: Any = getattr(model.pipeline, name)
-        where[name] = []
-        original = part.to
-
-        def move(*args: Any, name: str = name, original: Any = original) -> Any:
-            where[name].append("rest" if args[0] is model._resting else "work")
-            return original("cpu")
-
-        part.to = move
+    guests, pipeline = Guests(monkeypatch), model.pipeline
+    parts = {name: getattr(pipeline, name) for name in ("vae", *model.text_encoders)}
     model.offload()
-    for moves in where.values():
-        moves.clear()
+    seen = []
+    for name, method in (("transformer", "forward"), ("vae", "decode"), *((part, "forward") for part in parts)):
+
+        def spy(*args: Any, name: str = name, original: Any = getattr(getattr(pipeline, name), method), **kwargs: Any):
+            seen.append((name, {part for part, network in parts.items() if guests.away(network)}))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(getattr(pipeline, name), method, spy)
     assert torch.equal(draw(model, PROMPTS), expected)
-    assert where["vae"] == ["work", "rest"]
-    for name in model.text_encoders:
-        assert where[name] == ["work", "rest"] * (len(where[name]) // 2)
-        assert where[name]
+    encoders = set(model.text_encoders)
+    for name, away in seen:
+        assert away == (set() if name == "transformer" else {"vae"} if name == "vae" else encoders)
+    assert {name for name, _ in seen} == {"transformer", *parts}
 
 
 def test_slices_and_tiles_decode_the_same_picture(family: tuple[str, Path]) -> None:

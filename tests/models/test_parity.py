@@ -1,5 +1,6 @@
 """Every family draws what its own diffusers pipeline draws, from the same noise, by our loop."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from mixgrpo.data.prompts import Prompt, negatives
+from mixgrpo.errors import ConfigError
 from mixgrpo.flow.noise import Noise
 from mixgrpo.flow.plan import TrajectoryPlan
 from mixgrpo.flow.rollout import rollout
@@ -32,8 +35,8 @@ def load(name: str, folder: Path, size: tuple[int, int] | None = None, **options
     return model
 
 
-def draw(model: PipelineModel, prompts: list[str], num_steps: int = 4) -> Tensor:
-    conditioning = model.encode(prompts)
+def draw(model: PipelineModel, prompts: Sequence[str], num_steps: int = 4) -> Tensor:
+    conditioning = model.encode(prompts, negatives(prompts))
     plan = TrajectoryPlan(sigmas=model.sigmas(num_steps), window=range(0), tail_order=1)
     drawn = rollout(
         lambda x, sigma, rows: model.velocity(x, sigma, conditioning.take(rows)),
@@ -48,7 +51,7 @@ def draw(model: PipelineModel, prompts: list[str], num_steps: int = 4) -> Tensor
 
 
 def draw_with_diffusers(
-    name: str, pipeline: Any, model: PipelineModel, prompts: list[str], num_steps: int = 4, **call: Any
+    name: str, pipeline: Any, model: PipelineModel, prompts: Sequence[str], num_steps: int = 4, **call: Any
 ) -> Tensor:
     pipeline.set_progress_bar_config(disable=True)
     TINY[name].schedule(pipeline, num_steps)
@@ -57,7 +60,8 @@ def draw_with_diffusers(
     tiny, height, width = TINY[name], model.options.height, model.options.width
     arguments = dict(tiny.call)
     if "negative_prompt" in tiny.options:
-        arguments |= tiny.negative(pipeline, [tiny.options["negative_prompt"]] * len(prompts), LENGTH)
+        led_from = [negative or tiny.options["negative_prompt"] for negative in negatives(prompts)]
+        arguments |= tiny.negative(pipeline, led_from, LENGTH)
     output = pipeline(
         prompt=list(prompts),
         height=height,
@@ -69,6 +73,22 @@ def draw_with_diffusers(
         **(arguments | call),
     )
     return tiny.drawn(output)
+
+
+def test_a_prompt_may_have_a_negative_prompt_of_its_own(family: tuple[str, Path]) -> None:
+    name, folder = family
+    model = load(name, folder)
+    own = [Prompt(PROMPTS[0], {"negative_prompt": "a long and ugly list of things"}), Prompt(PROMPTS[1])]
+    if not model.is_guided:
+        with pytest.raises(ConfigError, match=r"negative prompts \(1 do\), such as 'a long .* no classifier-free"):
+            model.encode(own, negatives(own))
+        return
+    drawn = draw(model, own)
+    expected = draw_with_diffusers(name, DiffusionPipeline.from_pretrained(folder), model, own)
+    torch.testing.assert_close(drawn, expected.float(), rtol=0, atol=1e-4)
+    shared = draw(model, PROMPTS)
+    assert not torch.allclose(drawn[0], shared[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(drawn[1], shared[1], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [None, (64, 32), (96, 64)])

@@ -47,18 +47,25 @@ class ToyPolicy:
         self.lagging: dict[str, Tensor] = dict(changed(1.2).named_parameters()) if lags else {}
         self.calls = {"update": 0, "old": 0, "reference": 0}
         self.averaged = 0
+        self._asks_start = False
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        if self._asks_start:
+            self.calls["reference"] += len(x)
+            return self.start(x, sigma, conditioning.tensors["bias"])
         self.calls["update" if torch.is_grad_enabled() else "old"] += len(x)
         return self.network(x, sigma, conditioning.tensors["bias"])
 
-    @torch.no_grad()
-    def reference_velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        self.calls["reference"] += len(x)
-        return self.start(x, sigma, conditioning.tensors["bias"])
-
     def update_average(self) -> None:
         self.averaged += 1
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        self._asks_start = True
+        try:
+            yield
+        finally:
+            self._asks_start = False
 
     @contextmanager
     def sampling(self) -> Iterator[None]:

@@ -9,52 +9,36 @@ from torch import Tensor, nn
 
 from mixgrpo.rewards import make_reward
 from mixgrpo.rewards.placement import Placement
+from tests.visits import Guests
 
 DEVICE, REST = torch.device("cpu", 0), torch.device("cpu")
 """The same place, which torch tells apart by name."""
 
 
-@pytest.fixture
-def moves(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
-    """Note where networks are moved as a whole."""
-    seen: list[torch.device] = []
-    move: Any = nn.Module.to
-
-    def to(network: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        seen.extend(word for word in args if isinstance(word, torch.device))
-        return move(network, *args, **kwargs)
-
-    monkeypatch.setattr(nn.Module, "to", to)
-    return seen
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_network_that_may_rest_works_on_a_copy(offload: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    guests, network = Guests(monkeypatch), nn.Linear(1, 1)
+    with Placement(device="cpu:0", offload=offload).at_work(network):
+        assert guests.away(network) == offload
+    assert not guests.away(network)
 
 
-def test_it_comes_back_after_an_error_too(moves: list[torch.device]) -> None:
-    def fail() -> None:
-        with Placement(device="cpu:0", offload=True).at_work(nn.Linear(1, 1)):
-            assert moves == [DEVICE]
-            raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        fail()
-    assert moves == [DEVICE, REST]
-
-
-def test_it_stays_unless_asked(moves: list[torch.device]) -> None:
-    placement = Placement(device="cpu:0")
-    assert placement.resting_place == DEVICE
-    with placement.at_work(nn.Linear(1, 1)):
-        pass
-    assert moves == []
+def test_it_rests_on_the_cpu_only_if_asked() -> None:
+    assert Placement(device="cpu:0").resting_place == DEVICE
+    assert Placement(device="cpu:0", offload=True).resting_place == REST
 
 
 def test_scores_are_the_same_with_and_without(
-    clip_folder: Path, clip_images: Tensor, moves: list[torch.device]
+    clip_folder: Path, clip_images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = {"path": str(clip_folder), "processor": str(clip_folder), "device": "cpu:0"}
-    scores = []
+    guests, scores = Guests(monkeypatch), []
     for offload in (False, True):
-        reward = make_reward("pickscore", {**paths, "offload": offload})
-        moves.clear()
+        reward: Any = make_reward("pickscore", {**paths, "offload": offload})
+        away: list[bool] = []
+        for part in (reward._model.vision_model, reward._model.text_model):
+            part.register_forward_pre_hook(lambda *_, model=reward._model, away=away: away.append(guests.away(model)))
         scores.append(torch.as_tensor(reward(clip_images, ["the cat", "a red river", "the cat"])))
-        assert moves == ([DEVICE, REST] if offload else [])
+        assert set(away) == {offload}
+        assert not guests.away(reward._model)
     assert torch.equal(*scores)

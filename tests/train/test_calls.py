@@ -38,7 +38,7 @@ class ToyModel:
         self.transformer: Any = Network()
         self.states = {"forward": 0, "backward": 0}
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Conditioning:
         return Conditioning({"bias": torch.randn(len(prompts), 6, generator=torch.Generator().manual_seed(2))})
 
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:

@@ -22,7 +22,7 @@ from mixgrpo.train.compare import Reason, compare
 from mixgrpo.train.loop import train
 from mixgrpo.train.metrics import MetricSink
 
-_TIMES = {"time", "seconds", "timing"}
+_TIMES = {"time", "seconds", "timing", "peak_memory"}
 
 
 class Log:

@@ -14,7 +14,7 @@ from mixgrpo.config.schema import Config
 from mixgrpo.train.checkpoint import find_checkpoint
 from mixgrpo.train.loop import train
 
-_TIMES = {"time", "seconds", "timing"}
+_TIMES = {"time", "seconds", "timing", "peak_memory"}
 
 
 class StopAt:

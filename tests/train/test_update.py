@@ -1,8 +1,11 @@
 """The update phase: shared equals unshared, micro-batches change nothing, the first ratio is 1."""
 
+import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from mixgrpo.train.policy import Policy
 from mixgrpo.train.settings import make_plan
 from mixgrpo.train.step import Experience
 from mixgrpo.train.update import Updater, UpdateReport, learning_rate
+from tests.visits import Guests
 
 PROMPTS = ["one picture", "another picture", "a third"]
 KERNEL = partial(flow_sde_kernel, eta=0.7)
@@ -178,6 +182,33 @@ def test_divergence_to_the_starting_model_is_zero_at_first_and_grows(
     experience = _experience(policy, config, range(1, 3), share=True)
     assert _update(updater, experience).metrics["kl"] == 0.0
     assert _update(updater, experience).metrics["kl"] > 1e-6
+
+
+def test_an_offloaded_starting_model_visits_once_and_changes_nothing(
+    tiny_model: FlowModel, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(loss={"kl_weight": 1.0, "updates_per_iteration": 2})
+    reports, guests = [], Guests(monkeypatch)
+    for offload in (False, True):
+        model = copy.deepcopy(tiny_model)
+        policy = Policy(model, LoraConfig(), seed=0, with_reference=True, ema_decay=0.0, offload=offload)
+        frozen, predict, away = policy._frozen, model.velocity, []
+
+        def spy(*args: Any, predict: Any = predict, frozen: Any = frozen, away: list[bool] = away) -> Tensor:
+            away.append(guests.away(frozen))
+            return predict(*args)
+
+        monkeypatch.setattr(model, "velocity", spy)
+        updater = _updater(policy, config)
+        updater.optimizer = torch.optim.AdamW(list(policy.trained.values()), lr=1e-2)
+        experience = _experience(policy, config, range(1, 3), share=True)
+        away.clear()
+        reports.append(_update(updater, experience))
+        visits = [is_away for is_away, _ in itertools.groupby(away)]
+        assert visits == ([False, True, False] if offload else [False])
+        assert not guests.away(frozen)
+    assert reports[0] == reports[1]
+    assert reports[0].metrics["kl"] > 0.0
 
 
 def test_learning_rate_warms_up_and_falls(make_config: Callable[..., Config]) -> None:

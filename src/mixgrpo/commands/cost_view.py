@@ -19,7 +19,7 @@ from mixgrpo.shapes import why_no_shape
 from mixgrpo.train.settings import FORWARDS_PER_UPDATE_CALL, Cost
 
 NAMES = {
-    "DanceGRPO": "DanceGRPO, published",
+    "DanceGRPO": "DanceGRPO, same T",
     "unshared": "this run, unshared",
     "shared": "this run, shared",
 }

@@ -12,8 +12,9 @@ from mixgrpo.config.sections import Section
 UNION_TAG = "type"
 """Key that says which member of a union of sections is meant."""
 
-_OF_ITS_TYPE = frozenset({UNION_TAG, "clip_range"})
-"""Keys that say something else in every type: a likelihood's ratio moves on another scale than a softmax's."""
+_OF_ITS_TYPE = frozenset({UNION_TAG, "clip_range", "kl_weight"})
+"""Keys that say something else in every type: a likelihood's ratio moves on another scale than a softmax's, and the
+divergence is that of two Gaussians or the squared distance of two velocities."""
 _KINDS = {
     "integer": "a whole number",
     "number": "a number",

@@ -55,7 +55,8 @@ class ModelConfig(Section):
     vae_decoding: Literal["whole", "sliced", "tiled"] = "whole"
     """Decode a micro-batch at once, image by image, or each in overlapping tiles, which shows a little at the seams."""
     offload: bool = False
-    """Let VAE and text encoders wait on the CPU while they are not used: less memory, some seconds an iteration."""
+    """Let VAE, text encoders and the copy of the starting model wait on the CPU while they are not used: less memory,
+    some seconds an iteration."""
     compile: bool = False
     """Compile the transformer with torch.compile: minutes at the start, then faster steps."""
     device: str = "auto"

@@ -42,8 +42,10 @@ def estimate_memory(config: Config, shape: Shape, *, ranks: int = 1, cuda: bool 
     model, training = config.model, training_of(config.model, config.lora, shape)
     sampled, updated = _largest_calls(config)
     encoders, vae = _beside_the_transformer(config, shape)
+    starting = _starting_model(config, shape) // ranks
     resident = {
         **_weights(config, shape, training, ranks=ranks),
+        **({"starting model": starting} if starting and not model.offload else {}),
         **({} if model.offload else {"text encoders and VAE": encoders + vae}),
         "trajectories": _trajectories(config, shape),
     }
@@ -60,6 +62,8 @@ def estimate_memory(config: Config, shape: Shape, *, ranks: int = 1, cuda: bool 
     }
     if model.offload:
         phases["encoding"] = encoders
+    if starting and model.offload:  # the trained weights, and what is converted of them, are idle meanwhile
+        phases["starting model"] = updated * shape.forward_peak * computing + starting
     return Memory(resident, phases)
 
 
@@ -88,9 +92,13 @@ def _weights(config: Config, shape: Shape, training: Training, *, ranks: int) ->
         "optimiser": 2 * trained * _WIDE,
         "average": trained * _WIDE if config.optim.ema_decay else 0,
         "sampling policy": trained * _WIDE if _lags(config) else 0,
-        "starting model": shape.parameters * _bytes(config.model.dtype) if full and config.loss.kl_weight else 0,
     }
     return {name: size // ranks for name, size in copies.items() if size}
+
+
+def _starting_model(config: Config, shape: Shape) -> int:
+    """Return the bytes of the copy that full fine-tuning keeps where it is held to the model it started from."""
+    return shape.parameters * _bytes(config.model.dtype) if config.loss.kl_weight and not config.lora.rank else 0
 
 
 def _frozen_weights(model: ModelConfig, shape: Shape) -> int:
@@ -117,11 +125,17 @@ def _lags(config: Config) -> bool:
 
 
 def _trajectories(config: Config, shape: Shape) -> int:
-    """Return the bytes of what is kept between sampling and update: prompts, and both ends of the trained steps."""
+    """Return the bytes of what is kept between sampling and update: prompts, and for the trained steps of every sample
+    both ends and what other weights than the trained ones predicted there.
+    """
     window, prompts = make_window(config), config.prompts_per_iteration
-    steps = max(len(trained_steps(window, iteration)) for iteration in range(config.iterations))
-    latents = 2 * steps * prompts * config.rollout.group_size * shape.latent_numbers * _WIDE
-    return latents + prompts * shape.conditioning_numbers * _bytes(config.model.dtype)
+    latents = 0
+    for iteration, _ in kinds_of_iterations(config):
+        calls = iteration_calls(config, iteration)
+        ends = 2 * len(trained_steps(window, iteration)) * prompts * config.rollout.group_size
+        predicted = sum(size * count for batches in (calls.old, calls.reference) for size, count in batches.items())
+        latents = max(latents, ends + predicted)
+    return latents * shape.latent_numbers * _WIDE + prompts * shape.conditioning_numbers * _bytes(config.model.dtype)
 
 
 def _converted(config: Config, shape: Shape, ranks: int) -> int:

@@ -24,7 +24,8 @@ _HUB_SPLIT = re.compile(r"hub:([^\s:/]+/[^\s:/]+)(?::(.+))?")
 _HUB_FILE = re.compile(r"hub:([^\s:/]+/[^\s:/]+)/([^\s:]+\.\w+)")
 _DEFAULT_SPLIT = "train"
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_NEGATIVE = "negative_prompt"
+NEGATIVE = "negative_prompt"
+"""Column of what guidance leads a prompt away from."""
 _CONDITIONS = frozenset(
     {"image", "images", "mask", "mask_image"}
     | {
@@ -255,24 +256,28 @@ def _make_row(where: str, values: Mapping[str, Any], column: str) -> Row:
     if column not in values:
         raise ConfigError(f"{where}: {_no_column(values, column)}. The setting prompts.column says which is the prompt")
     text = values[column]
-    if not isinstance(text, str):
-        raise ConfigError(f"{where}, column {column!r}: a prompt must be a text, but this is {_kind(text)}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{where}, column {column!r}: is no valid text ({error.reason})") from error
+    _check_text(where, column, text, "a prompt")
     columns = {name: value for name, value in values.items() if name != column}
     for name, value in columns.items():
         if _is_empty(value):
             continue
-        if name == _NEGATIVE:
-            raise ConfigError(f"{where}, column {name!r}: negative prompts are not supported yet; leave it empty")
+        if name == NEGATIVE:
+            _check_text(where, name, value, "a negative prompt")
         if name in _CONDITIONS:
             raise ConfigError(
                 f"{where}, column {name!r}: image conditions are not supported yet. Take the column out, or, if only "
                 "your rewards are to read it, give it another name"
             )
     return Row(where, text, columns)
+
+
+def _check_text(where: str, column: str, value: Any, what: str) -> None:
+    if not isinstance(value, str):
+        raise ConfigError(f"{where}, column {column!r}: {what} must be a text, but this is {_kind(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where}, column {column!r}: is no valid text ({error.reason})") from error
 
 
 def _is_empty(value: object) -> bool:

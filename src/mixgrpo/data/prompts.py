@@ -5,11 +5,20 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
-from mixgrpo.data.formats import bundled_prompts, read_rows
+from mixgrpo.data.formats import NEGATIVE, bundled_prompts, read_rows
 from mixgrpo.errors import ConfigError
 from mixgrpo.flow.keyed import keyed_generator
 
-__all__ = ["Prompt", "PromptList", "bundled_prompts", "load_prompts", "prompt_batch", "read_prompts", "too_long"]
+__all__ = [
+    "Prompt",
+    "PromptList",
+    "bundled_prompts",
+    "load_prompts",
+    "negatives",
+    "prompt_batch",
+    "read_prompts",
+    "too_long",
+]
 
 _PROMPT_ORDER = 0x70726F6D  # keeps the order's stream apart from every stream of sampling noise
 
@@ -32,6 +41,12 @@ class Prompt(str):
     def columns(self) -> Mapping[str, Any]:
         """The other columns of the prompt's line, read-only; none for a text file."""
         return self._columns
+
+    @property
+    def negative(self) -> str:
+        """What guidance leads this prompt away from; empty where its line does not say."""
+        text = self._columns.get(NEGATIVE) or ""
+        return text if text.strip() else ""
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, Any]]]:
         """Pickle and copy with the columns; a read-only mapping itself cannot be pickled."""
@@ -90,6 +105,11 @@ def read_prompts(source: str, *, column: str = "prompt") -> PromptList:
 def load_prompts(source: str, *, column: str = "prompt") -> list[Prompt]:
     """Return the prompts of a source, as `read_prompts` reads it, without the counts."""
     return list(read_prompts(source, column=column).prompts)
+
+
+def negatives(prompts: Sequence[str]) -> list[str]:
+    """Return the negative prompt of each prompt, as `FlowModel.encode` takes them; a plain text has none."""
+    return [prompt.negative if isinstance(prompt, Prompt) else "" for prompt in prompts]
 
 
 def too_long(prompts: Sequence[str], count_tokens: Callable[[Sequence[str]], Sequence[int]], limit: int) -> list[str]:

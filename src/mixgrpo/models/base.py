@@ -14,10 +14,13 @@ class Conditioning:
     """The encoded prompts of a batch: tensors whose first dim is the prompt, by the names the adapter gave them."""
 
     tensors: dict[str, Tensor]
+    negative: "Conditioning | None" = None
+    """The same of what guidance leads each prompt away from; None where it is one text for all, which the model knows."""
 
     def take(self, rows: Tensor) -> "Conditioning":
         """Return the conditioning of the prompts at `rows`, an index tensor [B]."""
-        return Conditioning({name: tensor[rows] for name, tensor in self.tensors.items()})
+        tensors = {name: tensor[rows] for name, tensor in self.tensors.items()}
+        return Conditioning(tensors, None if self.negative is None else self.negative.take(rows))
 
 
 class FlowModel(Protocol):
@@ -54,8 +57,12 @@ class FlowModel(Protocol):
         """Where the model runs."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts."""
+    def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Conditioning:
+        """Encode prompts, and each one's own negative prompt; without one (empty), the model's holds."""
+        ...
+
+    def check_negatives(self, negatives: Sequence[str]) -> None:
+        """Raise ConfigError if there is a negative prompt but no guidance that reads it."""
         ...
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:

@@ -1,8 +1,8 @@
 """What all families share: a frozen diffusers pipeline whose transformer is trained, guidance, and saving."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mixgrpo.errors import ModelError
+from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.base import Conditioning
 from mixgrpo.models.comfyui import comfyui_tensors, unknown_layers
 from mixgrpo.models.options import ModelOptions
@@ -21,6 +21,7 @@ from mixgrpo.models.prompt_cache import PromptCache
 from mixgrpo.models.registry import LORA_FILE
 from mixgrpo.models.schedule import pipeline_sigmas
 from mixgrpo.models.vae import Vae
+from mixgrpo.visits import visiting
 
 Device = torch.device | str
 
@@ -68,7 +69,7 @@ class PipelineModel:
         self.pipeline: Any = pipeline
         self.options = options
         self._negative: Conditioning | None = None
-        self._resting: torch.device | None = None
+        self._offloaded = False
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
@@ -138,22 +139,46 @@ class PipelineModel:
         return self.latent_shape[0]
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts, and once the negative prompt where guidance needs it.
+    def encode(self, prompts: Sequence[str], negatives: Sequence[str] = ()) -> Conditioning:
+        """Encode prompts, and once the model's negative prompt where guidance needs it.
+
+        Args:
+            prompts: texts.
+            negatives: what guidance leads each prompt away from; where it is empty, the model's negative prompt.
 
         Raises:
+            ConfigError: if there is a negative prompt, but no guidance that reads it.
             ModelError: if text encoders are not loaded and a prompt is not in the cache.
         """
+        self.check_negatives(negatives)
         if self.is_guided and self._negative is None:
             self._negative = self.collate(self._rows([self.options.negative_prompt]))
-        return self.collate(self._rows(prompts))
+        conditioning = self.collate(self._rows(prompts))
+        if not any(negatives):
+            return conditioning
+        led_from = [negative or self.options.negative_prompt for negative in negatives]
+        return Conditioning(conditioning.tensors, self.collate(self._rows(led_from)))
+
+    def check_negatives(self, negatives: Sequence[str]) -> None:
+        """Refuse negative prompts where nothing would read them.
+
+        Raises:
+            ConfigError: if there is one.
+        """
+        if self.is_guided or not (given := [negative for negative in negatives if negative]):
+            return
+        raise ConfigError(
+            f"prompts come with negative prompts ({len(given)} do), such as {given[0][:80]!r}, but this model as it is set "
+            "has no classifier-free guidance to read them: take the column negative_prompt out, or, where the family has "
+            "such a guidance, raise model.guidance_scale"
+        )
 
     def _rows(self, prompts: Sequence[str]) -> list[Row]:
         if self.prompt_cache is not None:
             rows = [self.prompt_cache.read(prompt) for prompt in prompts]
             return [{name: tensor.to(self.device) for name, tensor in row.items()} for row in rows]
         length = self.options.max_sequence_length
-        with self._at_work(*(getattr(self.pipeline, name) for name in self.text_encoders)):
+        with self._at_work(*self.text_encoders):
             return self.encode_rows(self.pipeline, prompts, max_sequence_length=length, device=self.device)
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
@@ -175,9 +200,11 @@ class PipelineModel:
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """Predict the velocity; sigma goes in unrounded, as in the pipelines (in bfloat16, diffusers casts it)."""
         positive = self._predict(x, sigma, conditioning)
-        return self.guide(positive, self._predict_negative(x, sigma)) if self.is_guided else positive
+        return self.guide(positive, self._predict_negative(x, sigma, conditioning)) if self.is_guided else positive
 
-    def _predict_negative(self, x: Tensor, sigma: float) -> Tensor:
+    def _predict_negative(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        if conditioning.negative is not None:
+            return self._predict(x, sigma, conditioning.negative)
         if self._negative is None:
             raise AssertionError("encode prompts before: that encodes the negative prompt too")
         return self._predict(x, sigma, self._negative.take(torch.zeros(len(x), dtype=torch.long, device=x.device)))
@@ -196,7 +223,7 @@ class PipelineModel:
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
         """Unpack and decode."""
-        with self._at_work(self.pipeline.vae):
+        with self._at_work("vae"):
             return (self.vae.decode(self.unpack(x)) / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
 
     @torch.no_grad()
@@ -205,7 +232,7 @@ class PipelineModel:
         height, width = self.options.height, self.options.width
         if images.shape[1:] != (3, height, width):
             raise ValueError(f"images must be [batch, 3, {height}, {width}], got {tuple(images.shape)}")
-        with self._at_work(self.pipeline.vae):
+        with self._at_work("vae"):
             return self.pack(self.vae.encode((images * 2.0 - 1.0).to(self.device)))
 
     def encode_mask(self, masks: Tensor) -> Tensor:
@@ -224,7 +251,7 @@ class PipelineModel:
         """Return what diffusers' own loop draws from the noise x [1, *latent_shape]: a picture [3, H, W] in [0, 1]."""
         options = self.options
         self.pipeline.set_progress_bar_config(disable=True)
-        with self._at_work(self.pipeline.vae, *(getattr(self.pipeline, name) for name in self.text_encoders)):
+        with self._at_work("vae", *self.text_encoders):
             drawn = self.pipeline(
                 prompt=prompt,
                 height=options.height,
@@ -239,22 +266,17 @@ class PipelineModel:
 
     def offload(self) -> None:
         """Let what is idle wait on the CPU from now on: VAE and text encoders."""
-        self._resting = torch.device("cpu")
-        for part in (self.pipeline.vae, *(getattr(self.pipeline, name) for name in self.text_encoders)):
-            if part is not None:
-                part.to(self._resting)
+        self._offloaded = True
+        for part in self._loaded("vae", *self.text_encoders):
+            part.to("cpu")
 
-    @contextmanager
-    def _at_work(self, *parts: nn.Module | None) -> Iterator[None]:
-        """Have `parts` beside the transformer meanwhile, if they rest elsewhere."""
-        moved = [part for part in parts if part is not None and self._resting is not None]
-        try:
-            for part in moved:
-                part.to(self.device)
-            yield
-        finally:
-            for part in moved:
-                part.to(self._resting)
+    def _at_work(self, *names: str) -> AbstractContextManager[None]:
+        """Have parts of the pipeline beside the transformer meanwhile, if they rest elsewhere."""
+        return visiting(self._loaded(*names) if self._offloaded else [], self.device)
+
+    def _loaded(self, *names: str) -> list[nn.Module]:
+        parts = (getattr(self.pipeline, name) for name in names)
+        return [part for part in parts if part is not None]
 
     def save(self, folder: Path) -> None:
         """Write the pipeline as safetensors; its class's `from_pretrained(folder)` loads it.

@@ -128,7 +128,7 @@ class WanModel(ClipModel):
         scale, network = self.options.guidance_scale_2, self._network
         if not (scale and self.is_guided and isinstance(network, TwoStageTransformer) and network.is_second(sigma)):
             return super().velocity(x, sigma, conditioning)
-        positive, negative = self._predict(x, sigma, conditioning), self._predict_negative(x, sigma)
+        positive, negative = self._predict(x, sigma, conditioning), self._predict_negative(x, sigma, conditioning)
         return negative + scale * (positive - negative)
 
     def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:

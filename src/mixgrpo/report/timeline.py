@@ -14,6 +14,11 @@ MAX_COLUMNS = 150
 """Columns of a heat-map; longer runs put several iterations into one."""
 
 
+_MEANING = {
+    False: "Dark where a denoising step was stochastic and updated.",
+    True: "Dark where a denoising step was updated; none was stochastic.",
+}
+
 Value = Callable[[TrainRow, int], float | None]
 """What a cell shows for a step of an iteration; None where the step was not trained."""
 
@@ -25,7 +30,7 @@ def window_panels(run: Run) -> list[str]:
     title = "Trained steps"
     cells = _cells(run, lambda row, step: float(step in row.trained))
     shown = [[value or None for value in row] for row in cells]
-    panels = [figure(title, "Dark where a denoising step was stochastic and updated.", _map(run, title, shown))]
+    panels = [figure(title, _MEANING[run.setting("rollout.kernel") == "ode"], _map(run, title, shown))]
     for key, title, caption, zero in (
         ("clip_fraction", "Clip fraction by step", "Share of a step's ratios that were clipped", 0.0),
         ("ratio_mean", "Ratio by step", "Distance of a step's mean ratio from 1", 1.0),

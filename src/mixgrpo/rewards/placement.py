@@ -1,13 +1,13 @@
 """Where and how the network of a reward runs: options that all rewards with a network have."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mixgrpo.errors import ConfigError
+from mixgrpo.visits import visiting
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -59,17 +59,9 @@ class Placement:
         """Where the network is between two batches."""
         return torch.device("cpu") if self.offload else self.torch_device
 
-    @contextmanager
-    def at_work(self, network: nn.Module) -> Iterator[None]:
+    def at_work(self, network: nn.Module) -> AbstractContextManager[None]:
         """Have a network on its device meanwhile, if it rests elsewhere."""
-        if not self.offload:
-            yield
-            return
-        try:
-            network.to(self.torch_device)
-            yield
-        finally:
-            network.to(self.resting_place)
+        return visiting([network] if self.offload else [], self.torch_device)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -44,6 +44,7 @@ def load_policy(config: Config, *, for_training: bool = True) -> Policy:
         seed=config.seed,
         with_reference=for_training and config.loss.kl_weight > 0,
         ema_decay=config.optim.ema_decay if for_training else 0.0,
+        offload=config.model.offload,
         lags=for_training and isinstance(config.loss, NftLossConfig) and config.loss.old_decay_rate > 0.0,
     )
 

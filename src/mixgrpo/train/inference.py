@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mixgrpo.data.prompts import negatives
 from mixgrpo.errors import ConfigError
 from mixgrpo.flow.multistep import Variant
 from mixgrpo.flow.noise import Noise
@@ -37,7 +38,8 @@ def draw_batches(
     table 18).
 
     Raises:
-        ConfigError: if a fraction is given without a base model, or the two models have different latents.
+        ConfigError: if a fraction is given without a base model, the two models have different latents, or a prompt has
+            a negative prompt that nothing reads.
     """
     if not 0.0 <= tuned_fraction <= 1.0:
         raise ConfigError(f"the tuned fraction must be in [0, 1], got {tuned_fraction}")
@@ -50,8 +52,9 @@ def draw_batches(
     for start in range(0, len(prompts), batch):
         rows = range(start, min(start + batch, len(prompts)))
         texts = [prompts[row] for row in rows]
-        tuned_conditioning = model.encode(texts)
-        base_conditioning = base.encode(texts) if base is not None else tuned_conditioning
+        led_from = negatives(texts)
+        tuned_conditioning = model.encode(texts, led_from)
+        base_conditioning = base.encode(texts, led_from) if base is not None else tuned_conditioning
 
         def velocity(
             x: Tensor, sigma: float, row: Tensor, tuned=tuned_conditioning, untuned=base_conditioning

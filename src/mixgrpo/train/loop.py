@@ -15,7 +15,7 @@ import mixgrpo
 from mixgrpo.config.load import dump_resolved
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import NftLossConfig
-from mixgrpo.data.prompts import prompt_batch
+from mixgrpo.data.prompts import negatives, prompt_batch
 from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.errors import ConfigError, MixGRPOError
 from mixgrpo.flow.noise import Noise
@@ -32,6 +32,7 @@ from mixgrpo.train.diversity import STREAM, measure_diversity
 from mixgrpo.train.export import export_run, load_policy
 from mixgrpo.train.guard import check_collapse, check_failures, check_skipped, longest_streak
 from mixgrpo.train.inference import draw_batches, score_batches
+from mixgrpo.train.memory import peak_memory_bytes, reset_peak_memory
 from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
 from mixgrpo.train.objective import make_objective
 from mixgrpo.train.prompts import encode_ahead
@@ -97,6 +98,7 @@ class Trainer:
             torch.set_num_threads(config.model.threads)
         encode_ahead(config, self.prompts, self.heldout, progress=Sinks(sinks).progress)
         self.policy = load_policy(config)
+        self.policy.model.check_negatives(negatives([*self.prompts, *self.heldout]))
         if config.model.compile:
             self.policy.model.transformer.compile()
         self.optimizer = torch.optim.AdamW(
@@ -183,6 +185,7 @@ class Trainer:
         """Sample a group for every prompt of the iteration, score it, and update the policy on the window's steps."""
         config, started = self.config, time.perf_counter()
         self.clock.take()
+        counts_from_here = reset_peak_memory(self.policy.model.device) is not None
         window = self.window.at(iteration)
         plan = make_plan(config, window)
         trained = trained_steps(self.window, iteration)
@@ -218,7 +221,10 @@ class Trainer:
             self.policy.update_lagging(min(config.loss.old_decay_rate * iteration, config.loss.old_decay_max))
         self.state.updates += config.loss.updates_per_iteration
         self.state.iteration = iteration + 1
-        self._record(iteration, window, experience, scores, advantages, report, time.perf_counter() - started)
+        took = {"seconds": time.perf_counter() - started}
+        if counts_from_here:
+            took["peak_memory"] = peak_memory_bytes(self.policy.model.device)
+        self._record(iteration, window, experience, scores, advantages, report, took)
         longest, self.state.skipped_in_a_row = longest_streak(self.state.skipped_in_a_row, report.skipped)
         check_skipped(longest, config)
         check_collapse(self.state.reward_history, config)
@@ -346,7 +352,7 @@ class Trainer:
         scores: dict[str, Tensor],
         advantages: Tensor,
         report: UpdateReport,
-        seconds: float,
+        took: dict[str, float],
     ) -> None:
         means = summarise(experience.scores)
         for name, mean in means.rewards.items():
@@ -357,7 +363,7 @@ class Trainer:
                 "kind": "train",
                 "iteration": iteration,
                 "time": time.time(),
-                "seconds": seconds,
+                **took,
                 "window": [window.start, window.stop],
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "rewards": reward_rows(scores, means, self._shares(scores)),
@@ -371,7 +377,7 @@ class Trainer:
                     "sampling": experience.calls / num_samples,
                     **{name: states / num_samples for name, states in asdict(report.calls).items()},
                 },
-                "timing": self._timing(seconds),
+                "timing": self._timing(took["seconds"]),
             }
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mixgrpo.config.sections import LoraConfig
 from mixgrpo.errors import ConfigError
 from mixgrpo.models import Conditioning, FlowModel
+from mixgrpo.visits import visiting
 
 
 class Policy:
@@ -29,8 +30,9 @@ class Policy:
         with_reference: bool,
         ema_decay: float,
         lags: bool = False,
+        offload: bool = False,
     ) -> None:
-        """Make the transformer of `model` trainable.
+        """Make the transformer of `model` trainable; with `offload`, a copy of the starting model rests on the CPU.
 
         Raises:
             ConfigError: if no layer of the model has one of the names in `lora.target_modules`.
@@ -38,11 +40,14 @@ class Policy:
         self.model = model
         self.uses_lora = lora.rank > 0
         self._frozen: nn.Module | None = None
+        self._offload = offload
         if self.uses_lora:
             _add_adapters(model, lora, seed)
         else:
             if with_reference:
                 self._frozen = copy.deepcopy(model.transformer)
+                if offload:
+                    self._frozen.to("cpu")
             model.transformer.requires_grad_(True)
         self._came_in = {name: tensor.dtype for name, tensor in _tensors(model.transformer).items()}
         _make_float32(model.transformer, whole=not self.uses_lora)
@@ -57,12 +62,6 @@ class Policy:
     def velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """Predict with the trained weights."""
         return self.model.velocity(x, sigma, conditioning)
-
-    @torch.no_grad()
-    def reference_velocity(self, x: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
-        """Predict with the weights that training started from."""
-        with self._reference():
-            return self.model.velocity(x, sigma, conditioning)
 
     @torch.no_grad()
     def update_average(self) -> None:
@@ -83,6 +82,26 @@ class Policy:
     def sampling(self) -> AbstractContextManager[None]:
         """Use the sampling policy's weights, where it lags behind, in place of the trained weights."""
         return self._using(self.lagging)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Use the weights that training started from in place of the trained weights."""
+        trained = self.model.transformer
+        if self.uses_lora:
+            trained.disable_adapters()  # pyright: ignore[reportCallIssue]
+            try:
+                yield
+            finally:
+                trained.enable_adapters()  # pyright: ignore[reportCallIssue]
+            return
+        if self._frozen is None:
+            raise AssertionError("a reference was not asked for when the policy was made")
+        with visiting([self._frozen] if self._offload else [], self.model.device):
+            self.model.transformer = self._frozen
+            try:
+                yield
+            finally:
+                self.model.transformer = trained
 
     @contextmanager
     def _using(self, weights: dict[str, Tensor]) -> Iterator[None]:
@@ -116,23 +135,6 @@ class Policy:
         for name, dtype in self._came_in.items():
             if tensors[name].dtype != dtype:
                 tensors[name].data = tensors[name].data.to(dtype)
-
-    @contextmanager
-    def _reference(self) -> Iterator[None]:
-        trained = self.model.transformer
-        if self.uses_lora:
-            trained.disable_adapters()  # pyright: ignore[reportCallIssue]
-        elif self._frozen is None:
-            raise AssertionError("a reference was not asked for when the policy was made")
-        else:
-            self.model.transformer = self._frozen
-        try:
-            yield
-        finally:
-            if self.uses_lora:
-                trained.enable_adapters()  # pyright: ignore[reportCallIssue]
-            else:
-                self.model.transformer = trained
 
 
 def _add_adapters(model: FlowModel, lora: LoraConfig, seed: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from mixgrpo.config.schema import Config
-from mixgrpo.data.prompts import prompt_batch
+from mixgrpo.data.prompts import negatives, prompt_batch
 from mixgrpo.models import cache_prompts
 
 
@@ -24,9 +24,10 @@ def encode_ahead(
         for iteration in range(config.iterations)
     )
     drawn = sorted({index for batch in batches for index in batch})
+    seen = [*(prompts[index] for index in drawn), *heldout]
     cache_prompts(
         model.path,
-        [*(prompts[index] for index in drawn), *heldout, model.negative_prompt],
+        [*seen, *filter(None, negatives(seen)), model.negative_prompt],
         folder=model.prompt_cache,
         max_sequence_length=model.max_sequence_length,
         dtype=model.dtype,

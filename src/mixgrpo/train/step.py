@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import AwmLossConfig, NftLossConfig
+from mixgrpo.data.prompts import negatives
 from mixgrpo.flow.noise import Noise
 from mixgrpo.flow.plan import TrajectoryPlan
 from mixgrpo.flow.rollout import Kernel, Trajectory, Transition, forward_transitions, rollout
@@ -70,7 +71,7 @@ def sample_and_score(
     group_size, micro_batch = config.rollout.group_size, config.rollout.micro_batch
     rewards = [reward.name for reward in config.rewards if not reward.evaluation_only]
     with clock.span("encode"):
-        conditioning = policy.model.encode(prompts)
+        conditioning = policy.model.encode(prompts, negatives(prompts))
     chunk_size = max(1, micro_batch // group_size)
     chunks = [range(start, min(start + chunk_size, len(prompts))) for start in range(0, len(prompts), chunk_size)]
     parts: list[dict[int, Transition]] = []

@@ -42,9 +42,9 @@ class UpdateReport:
     steps: dict[int, dict[str, float]]
     """The same by trained step."""
     grad_norm: float
-    """Mean over the updates, before clipping."""
+    """Mean over the updates that were taken, before clipping; NaN if none was."""
     skipped: list[bool]
-    """For every update in turn, whether a loss or gradient that is not finite cost it."""
+    """For every update in turn that had a sample with signal, whether a loss or gradient that is not finite cost it."""
     calls: Calls
 
 
@@ -75,7 +75,8 @@ class Updater:
 
         On the first update the policy has not moved, so what the sampling policy predicted is its own prediction,
         detached, and a ratio is exactly 1. Later updates compare with predictions taken before the first one, in the
-        same pieces. A sampling policy with weights of its own (`Policy.sampling`) is asked in every update.
+        same pieces. A sampling policy with weights of its own (`Policy.sampling`) is asked for every update. So is the
+        starting model, all at once, because its weights may have to be fetched.
         """
         shares = split_shares(advantages, self.config.loss)
         settings = self.config.advantages
@@ -85,28 +86,29 @@ class Updater:
             self.objective.pieces(experience.transitions, advantages, share & worthwhile, iteration=iteration)
             for share in shares
         ]
-        with self.policy.sampling():
-            old = [
-                None if index == 0 and not self.policy.lagging else self._old_velocities(pieces, experience)
-                for index, pieces in enumerate(work)
-            ]
+        watch = _Watch(stop, progress, total=self._num_calls(work))
+        old, reference = (
+            self._old_velocities(work, experience, watch),
+            self._starting_velocities(work, experience, watch),
+        )
         tally = _Tally()
         norms: list[float | None] = []
-        done, num_pieces = 0, sum(len(pieces) for pieces in work)
-        for index, (pieces, share, old_velocities) in enumerate(zip(work, shares, old, strict=True)):
+        for index, (pieces, share) in enumerate(zip(work, shares, strict=True)):
             scale = _scale(pieces, share, worthwhile)
             self.optimizer.zero_grad(set_to_none=True)
             finite = torch.ones((), dtype=torch.bool, device=advantages.device)
             for number, piece in enumerate(pieces):
                 if index == 0:
-                    stop.check()  # nothing is changed yet, so the iteration can simply be done again
+                    watch.let_stop()
+                v = self._velocity(piece, experience)
+                before, start = old[index], reference[index]
                 loss = self._accumulate(
-                    piece, experience, None if old_velocities is None else old_velocities[number], scale, tally
+                    piece, v, before[number] if before else v.detach(), start[number] if start else None, scale, tally
                 )
                 finite &= torch.isfinite(loss)
-                done += 1
-                progress(done, num_pieces)
-            norms.append(self._step(first_update + index, bool(finite)) if pieces else 0.0)
+                watch.called()
+            if pieces:
+                norms.append(self._step(first_update + index, bool(finite)))
         taken = [norm for norm in norms if norm is not None]
         metrics, steps = tally.read()
         return UpdateReport(
@@ -117,28 +119,58 @@ class Updater:
             calls=self._count(experience, work, old, shares, worthwhile),
         )
 
-    def _velocity(self, piece: Piece, experience: Experience, predict: Callable[..., Tensor]) -> Tensor:
+    def _velocity(self, piece: Piece, experience: Experience) -> Tensor:
         with self.clock.span("model"):
-            return predict(piece.x, piece.sigma, experience.conditioning.take(piece.prompt))
+            return self.policy.velocity(piece.x, piece.sigma, experience.conditioning.take(piece.prompt))
+
+    def _num_calls(self, work: Sequence[Sequence[Piece]]) -> int:
+        """Return how many model calls the updates and what they are compared with take."""
+        others = (self._asks_sampling_policy(index) + bool(self.config.loss.kl_weight) for index in range(len(work)))
+        return sum(len(pieces) * (1 + other) for pieces, other in zip(work, others, strict=True))
+
+    def _asks_sampling_policy(self, index: int) -> bool:
+        return index > 0 or bool(self.policy.lagging)
+
+    def _old_velocities(
+        self, work: Sequence[Sequence[Piece]], experience: Experience, watch: "_Watch"
+    ) -> list[list[Tensor] | None]:
+        """Return what the sampling policy predicts for each update, None where it is the trained one as it then is."""
+        with self.policy.sampling():
+            return [
+                self._ahead(pieces, experience, watch) if self._asks_sampling_policy(index) else None
+                for index, pieces in enumerate(work)
+            ]
+
+    def _starting_velocities(
+        self, work: Sequence[Sequence[Piece]], experience: Experience, watch: "_Watch"
+    ) -> list[list[Tensor] | None]:
+        """Return what the starting model predicts for each update, None where nothing asks."""
+        if not self.config.loss.kl_weight:
+            return [None] * len(work)
+        with self.policy.reference():
+            return [self._ahead(pieces, experience, watch) for pieces in work]
 
     @torch.no_grad()
-    def _old_velocities(self, pieces: Sequence[Piece], experience: Experience) -> list[Tensor]:
-        return [self._velocity(piece, experience, self.policy.velocity) for piece in pieces]
+    def _ahead(self, pieces: Sequence[Piece], experience: Experience, watch: "_Watch") -> list[Tensor]:
+        velocities = []
+        for piece in pieces:
+            watch.let_stop()
+            velocities.append(self._velocity(piece, experience))
+            watch.called()
+        return velocities
 
     def _accumulate(
-        self, piece: Piece, experience: Experience, old_velocity: Tensor | None, scale: "_Scale", tally: "_Tally"
+        self, piece: Piece, v: Tensor, old_v: Tensor, reference: Tensor | None, scale: "_Scale", tally: "_Tally"
     ) -> Tensor:
         """Add a piece's share of the gradient of the update's mean loss; return the piece's loss, detached.
 
         Samples that were left out count in the mean as the zeros that they would have been.
         """
-        v = self._velocity(piece, experience, self.policy.velocity)
-        loss, metrics = self.objective.loss(piece, v, v.detach() if old_velocity is None else old_velocity)
+        loss, metrics = self.objective.loss(piece, v, old_v)
         metrics["loss"] = loss.detach()
         count = len(piece.advantages)
         weighted = loss * (count / scale.total)
-        if self.config.loss.kl_weight:
-            reference = self._velocity(piece, experience, self.policy.reference_velocity)
+        if reference is not None:
             kl = self.objective.divergence(piece, v, reference)[piece.state].mean()
             weighted = weighted + self.config.loss.kl_weight * kl * (count / scale.kept)
             metrics["kl"] = kl.detach()
@@ -179,6 +211,25 @@ class Updater:
             reference=sum(states) if self.config.loss.kl_weight else 0,
             saved=sum(dropped),
         )
+
+
+class _Watch:
+    """Tells how many of an iteration's model calls are done, and whether somebody asked to stop."""
+
+    def __init__(self, stop: StopRequest, progress: Callable[[int, int], None], *, total: int) -> None:
+        self._stop = stop
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def let_stop(self) -> None:
+        """Stop here if asked to, while nothing is changed yet, so that the iteration can simply be done again."""
+        self._stop.check()
+
+    def called(self) -> None:
+        """Count a call."""
+        self._done += 1
+        self._progress(self._done, self._total)
 
 
 @dataclass(frozen=True, slots=True)
