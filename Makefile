@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+QUANTIZE := build/quantize
 RUN ?= runs/flux-nano-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: help train test check prove bench compare nano clean
@@ -23,8 +24,10 @@ check: $(VENV)/dev.stamp ## Format, lint, layers, types.
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-prove: $(VENV)/dev.stamp ## Run the proofs that take minutes.
+prove: $(VENV)/dev.stamp $(QUANTIZE)/stamp ## Run the proofs that take minutes.
 	$(BIN)/python -m pytest -m slow -s
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -c 'import torchao, bitsandbytes'
+	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest tests/models/test_memory.py tests/models/test_clips.py -k 'int8 or nf4'
 
 bench: $(VENV)/dev.stamp ## Time all methods against each other and predict it, HALF AN HOUR. Nothing else should run.
 	$(BIN)/python benchmarks/methods.py --methods all
@@ -41,6 +44,11 @@ nano: $(VENV)/dev.stamp ## Pretrain flux-nano from scratch into runs/nano, about
 
 clean: ## Remove the environment and what tools leave behind; runs stay.
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# Beside the environment, not in it: torchao warns at the start of every command.
+$(QUANTIZE)/stamp: $(VENV)/venv.stamp constraints.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade --target $(QUANTIZE) torchao bitsandbytes
+	@touch $@
 
 $(VENV)/venv.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit("mixgrpo needs Python 3.11 or newer, " + sys.executable + " is " + sys.version.split()[0] + ". Name one: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'

@@ -1,6 +1,4 @@
-"""A device that is none: what visits it is a copy, as on a GPU, and the visits are noted."""
-
-from typing import Any
+"""Visits to a device that is the same place: what visits is a copy, as on a GPU, and can be told from what rests."""
 
 import pytest
 import torch
@@ -11,18 +9,15 @@ class Guests:
     """Tells which networks are away from where they rest."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let tensors that are moved to a device be copied, though there is only one device."""
+        """Let visits be copies from now on."""
         self._copies: set[int] = set()
-        move: Any = Tensor.to
 
-        def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if not (args and isinstance(args[0], torch.device)):
-                return move(tensor, *args, **kwargs)
-            copied = move(tensor, *args, **kwargs).clone()
-            self._copies.add(copied.data_ptr())
-            return copied
+        def moved(tensor: Tensor, device: torch.device) -> Tensor:
+            copy = tensor.to(device).clone()
+            self._copies.add(copy.data_ptr())
+            return copy
 
-        monkeypatch.setattr(Tensor, "to", to)
+        monkeypatch.setattr("mixgrpo.visits._moved", moved)
 
     def away(self, network: nn.Module) -> bool:
         """Return whether the tensors of a network are copies, all of them or none."""

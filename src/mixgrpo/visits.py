@@ -18,8 +18,12 @@ def visiting(networks: Iterable[nn.Module], device: torch.device) -> Iterator[No
         for network in networks:
             for tensor in (*network.parameters(), *network.buffers()):
                 resting.append((tensor, tensor.data))
-                tensor.data = tensor.data.to(device)
+                tensor.data = _moved(tensor.data, device)
         yield
     finally:
         for tensor, data in resting:
             tensor.data = data
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device)

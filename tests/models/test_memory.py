@@ -101,14 +101,21 @@ def test_offloaded_parts_are_at_work_only_while_they_are_needed(
     guests, pipeline = Guests(monkeypatch), model.pipeline
     parts = {name: getattr(pipeline, name) for name in ("vae", *model.text_encoders)}
     model.offload()
-    seen = []
-    for name, method in (("transformer", "forward"), ("vae", "decode"), *((part, "forward") for part in parts)):
+    seen: list[tuple[str, set[str]]] = []
 
-        def spy(*args: Any, name: str = name, original: Any = getattr(getattr(pipeline, name), method), **kwargs: Any):
+    def watch(name: str, method: str) -> None:
+        original = getattr(getattr(pipeline, name), method)
+
+        def spy(*args: Any, **kwargs: Any) -> Any:
             seen.append((name, {part for part, network in parts.items() if guests.away(network)}))
             return original(*args, **kwargs)
 
         monkeypatch.setattr(getattr(pipeline, name), method, spy)
+
+    watch("transformer", "forward")
+    watch("vae", "decode")
+    for name in model.text_encoders:
+        watch(name, "forward")
     assert torch.equal(draw(model, PROMPTS), expected)
     encoders = set(model.text_encoders)
     for name, away in seen:

@@ -36,9 +36,10 @@ def test_scores_are_the_same_with_and_without(
     for offload in (False, True):
         reward: Any = make_reward("pickscore", {**paths, "offload": offload})
         away: list[bool] = []
-        for part in (reward._model.vision_model, reward._model.text_model):
-            part.register_forward_pre_hook(lambda *_, model=reward._model, away=away: away.append(guests.away(model)))
+        network = reward._encoder._model
+        for part in (network.vision_model, network.text_model):
+            part.register_forward_pre_hook(lambda *_, network=network, away=away: away.append(guests.away(network)))
         scores.append(torch.as_tensor(reward(clip_images, ["the cat", "a red river", "the cat"])))
         assert set(away) == {offload}
-        assert not guests.away(reward._model)
+        assert not guests.away(network)
     assert torch.equal(*scores)

@@ -1,6 +1,5 @@
 """The update phase: shared equals unshared, micro-batches change nothing, the first ratio is 1."""
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from mixgrpo.flow.steps import flow_sde_kernel, log_prob
 from mixgrpo.models import FlowModel
 from mixgrpo.rewards.scorer import ScoreTable
 from mixgrpo.train.clock import Clock, StopRequest
+from mixgrpo.train.export import load_policy
 from mixgrpo.train.objective import make_objective
 from mixgrpo.train.pieces import sample_pieces, split_shares
 from mixgrpo.train.policy import Policy
@@ -185,14 +185,14 @@ def test_divergence_to_the_starting_model_is_zero_at_first_and_grows(
 
 
 def test_an_offloaded_starting_model_visits_once_and_changes_nothing(
-    tiny_model: FlowModel, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(loss={"kl_weight": 1.0, "updates_per_iteration": 2})
     reports, guests = [], Guests(monkeypatch)
     for offload in (False, True):
-        model = copy.deepcopy(tiny_model)
-        policy = Policy(model, LoraConfig(), seed=0, with_reference=True, ema_decay=0.0, offload=offload)
-        frozen, predict, away = policy._frozen, model.velocity, []
+        config = make_config(model={"offload": offload}, loss={"kl_weight": 1.0, "updates_per_iteration": 2})
+        policy = load_policy(config)
+        model, frozen, away = policy.model, policy._frozen, []
+        predict = model.velocity
 
         def spy(*args: Any, predict: Any = predict, frozen: Any = frozen, away: list[bool] = away) -> Tensor:
             away.append(guests.away(frozen))

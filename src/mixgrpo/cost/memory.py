@@ -125,8 +125,10 @@ def _lags(config: Config) -> bool:
 
 
 def _trajectories(config: Config, shape: Shape) -> int:
-    """Return the bytes of what is kept between sampling and update: prompts, and for the trained steps of every sample
-    both ends and what other weights than the trained ones predicted there.
+    """Return the bytes of what is kept between sampling and update.
+
+    These are the prompts and, for the trained steps of every sample, both ends and what other weights than the trained
+    ones predicted there.
     """
     window, prompts = make_window(config), config.prompts_per_iteration
     latents = 0

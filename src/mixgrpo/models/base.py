@@ -15,7 +15,7 @@ class Conditioning:
 
     tensors: dict[str, Tensor]
     negative: "Conditioning | None" = None
-    """The same of what guidance leads each prompt away from; None where it is one text for all, which the model knows."""
+    """What guidance leads each prompt away from; None where that is one text for all, which the model knows."""
 
     def take(self, rows: Tensor) -> "Conditioning":
         """Return the conditioning of the prompts at `rows`, an index tensor [B]."""

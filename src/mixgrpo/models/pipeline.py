@@ -168,9 +168,9 @@ class PipelineModel:
         if self.is_guided or not (given := [negative for negative in negatives if negative]):
             return
         raise ConfigError(
-            f"prompts come with negative prompts ({len(given)} do), such as {given[0][:80]!r}, but this model as it is set "
-            "has no classifier-free guidance to read them: take the column negative_prompt out, or, where the family has "
-            "such a guidance, raise model.guidance_scale"
+            f"prompts come with negative prompts ({len(given)} do), such as {given[0][:80]!r}, but this model as it is "
+            "set has no classifier-free guidance to read them: take the column negative_prompt out, or, where the "
+            "family has such a guidance, raise model.guidance_scale"
         )
 
     def _rows(self, prompts: Sequence[str]) -> list[Row]:

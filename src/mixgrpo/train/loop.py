@@ -221,9 +221,8 @@ class Trainer:
             self.policy.update_lagging(min(config.loss.old_decay_rate * iteration, config.loss.old_decay_max))
         self.state.updates += config.loss.updates_per_iteration
         self.state.iteration = iteration + 1
-        took = {"seconds": time.perf_counter() - started}
-        if counts_from_here:
-            took["peak_memory"] = peak_memory_bytes(self.policy.model.device)
+        memory = {"peak_memory": peak_memory_bytes(self.policy.model.device)} if counts_from_here else {}
+        took = {"seconds": time.perf_counter() - started, **memory}
         self._record(iteration, window, experience, scores, advantages, report, took)
         longest, self.state.skipped_in_a_row = longest_streak(self.state.skipped_in_a_row, report.skipped)
         check_skipped(longest, config)
