@@ -33,11 +33,11 @@ bench: $(VENV)/dev.stamp ## Time all methods against each other and predict it, 
 	$(BIN)/python benchmarks/methods.py --methods all
 
 METHODS := dancegrpo dancegrpo-random dancegrpo-frozen mixgrpo mixgrpo-cps mixgrpo-flash mixgrpo-flash-star \
-	flow-grpo flow-grpo-fast neighbor-grpo nft
+	mixgrpo-frozen flow-grpo flow-grpo-fast neighbor-grpo nft
 
 compare: $(VENV)/dev.stamp ## Compare the paper's methods and others on flux-nano, three seeds: hours; stop and go on at will.
 	$(BIN)/mixgrpo compare flux-nano --methods $(METHODS) --seeds 3 --judges tesseract \
-		--iterations 30 --eval.every 5 --output runs/compare-flux-nano
+		--iterations 30 --eval.every 5 --model.threads 1 --output runs/compare-flux-nano
 
 nano: $(VENV)/dev.stamp ## Pretrain flux-nano from scratch into runs/nano, about an hour and a half.
 	$(BIN)/python -m mixgrpo.nano all --output runs/nano
