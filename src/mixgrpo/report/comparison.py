@@ -71,11 +71,6 @@ class Course:
             return "running"
         return "finished" if ending.reason == "finished" else "stopped"
 
-    @property
-    def last(self) -> Mark | None:
-        """The last evaluation, or None."""
-        return self.marks[-1] if self.marks else None
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contender:
