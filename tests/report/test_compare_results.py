@@ -16,6 +16,7 @@ from mixgrpo.report.compare_results import Results, as_json, between, crossing, 
 from mixgrpo.report.compare_table import gap_table
 from mixgrpo.report.compare_words import deceivers, judges, level_with_best, verdicts
 from mixgrpo.report.comparison import WEIGHTED_SUM, read_comparison
+from mixgrpo.report.samplers import is_one_sampler
 from report.fake_comparison import CALLS, SAMPLES, FakeCourse, merged, write_comparison
 from report.fake_run import write_rows
 
@@ -266,6 +267,13 @@ def test_where_the_window_moves_only_the_gap_after_training_is_told(tmp_path: Pa
     }
     assert "Where the window moves" in " ".join(gap_table(results).notes)
     assert json.dumps(as_json(results), allow_nan=False)
+
+
+def test_samplers_are_one_only_if_their_steps_are_known():
+    assert is_one_sampler([range(1, 3), range(1, 3)])
+    assert not is_one_sampler([range(1, 3), range(2, 4)])
+    assert not is_one_sampler([range(1, 3), None])
+    assert not is_one_sampler([None, None])
 
 
 def test_at_an_evaluation_under_way_the_window_of_the_next_iteration_counts(tmp_path: Path):
