@@ -46,6 +46,52 @@ def test_the_chart_follows_the_window(capsys: pytest.CaptureFixture[str], monkey
     assert "█" not in charts["7"]
 
 
+@pytest.mark.parametrize(
+    ("method", "told", "not_told"),
+    [
+        ("mixgrpo", ["eta 0.9; a group starts from one noise", "─ ODE before it, by Euler, one call"], ["~"]),
+        ("flow-dppo", ["every sample starts from a noise of its own", "─ ODE before it, by Euler ·"], ["one call"]),
+        ("flow-grpo", ["█ stochastic and trained", "noise of its own"], ["before", "~"]),
+        ("dancegrpo-frozen", ["█ stochastic", "~ stochastic, not trained", "· ODE after it, by Euler"], ["─ "]),
+        ("neighbor-grpo", ["all of them deterministic, by DPM-Solver++ of order 2", "neighbouring noises (spread 0.3)",
+                           "█ trained, and deterministic like every step", "· not trained"], ["stochastic", "eta"]),
+        ("nft", ["all of them deterministic", "finished samples, noised to this sigma"], ["stochastic", "eta"]),
+        ("awm", ["all of them deterministic", "finished samples, noised to this sigma"], ["stochastic", "eta"]),
+        ("mixgrpo-flash-dual", ["= ODE before it, compressed: 40% of these steps, on a grid of its own, by",
+                                "DPM-Solver++ of order 2, one call for the whole group", ": Flash tail: 40%"], ["─ "]),
+        ("mixgrpo-flash-star", [": Flash tail: 20%"], ["─ ", "= ODE"]),
+    ],
+)  # fmt: skip
+def test_the_legend_tells_what_the_method_does(
+    method: str,
+    told: list[str],
+    not_told: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    name = f"flux-nano-{method}"
+    printed = _plan(capsys, name).split("model calls")[0].replace(load_config(name).description, "")
+    words = " ".join(printed.split())
+    assert [each for each in told if each not in words] == []
+    assert [each for each in not_told if each in words] == []
+
+
+def test_steps_that_are_stochastic_but_not_trained_are_not_drawn_as_deterministic(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = _plan(capsys, "flux-nano-dancegrpo-frozen").splitlines()
+    charts = [set(line[13:]) for line in lines if line[:4].strip().isdigit() and line[13:]]
+    assert charts == [{"█"}] * 2 + [{"~"}] * 5 + [{"·"}]
+
+
+def test_shares_are_of_dancegrpo_with_as_many_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    # 8 steps, of which floor(0.6 * 7) = 4 are trained; the published DanceGRPO takes 25 and 14
+    printed = " ".join(_plan(capsys, "flux1-dev-neighbor-grpo").split())
+    assert "DanceGRPO, same T: 8 steps as here, of which it trains 4" in printed
+
+
 @pytest.mark.parametrize("kind", ["decaying", "frozen", "random", "all"])
 def test_every_window_can_be_drawn(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "█" in _plan(capsys, "flux-nano", "--window.type", kind)

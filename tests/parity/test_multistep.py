@@ -182,18 +182,6 @@ def test_observed_predictions_count_like_those_of_own_steps(order: int, variant:
         assert torch.equal(own, seen)
 
 
-def test_reset_forgets_the_history() -> None:
-    x, v, older = torch.randn(3, 2, 3)
-    solver = DPMSolverPP(order=2)
-    solver.observe(older, v, sigma=0.9)
-    remembered = DPMSolverPP(order=2)
-    remembered.observe(older, v, sigma=0.9)
-    solver.reset()
-    fresh = DPMSolverPP(order=2).step(x, v, sigma=0.8, sigma_next=0.6)
-    assert torch.equal(solver.step(x, v, sigma=0.8, sigma_next=0.6), fresh)
-    assert not torch.allclose(remembered.step(x, v, sigma=0.8, sigma_next=0.6), fresh)
-
-
 @pytest.mark.parametrize(("order", "variant"), SOLVERS[:-1])
 @pytest.mark.parametrize("sigmas", [shifted_sigmas(12, 3.0), shifted_sigmas(20, 1.0), (0.9, 0.85, 0.5, 0.45, 0.1, 0.0)])
 def test_every_step_equals_diffusers(order: int, variant: Variant, sigmas: tuple[float, ...]) -> None:

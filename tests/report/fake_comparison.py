@@ -31,7 +31,8 @@ class FakeCourse:
     calls: Mapping[str, float] = field(default_factory=lambda: dict(CALLS))
     iterations: int | None = None
     """Iterations done; None: up to the last evaluation."""
-    planned: int = 20
+    planned: int | None = None
+    """Iterations that were to be done; None: as many as were."""
     reason: str | None = "finished"
     training: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
@@ -39,12 +40,15 @@ class FakeCourse:
     rewards: Sequence[Mapping[str, Any]] = ()
     noise: float = 0.0
     peak_memory: int | None = None
+    windows: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Iteration -> window from there on; steps 0 and 1 before."""
     skill: Mapping[int, float] | None = None
     """Iteration -> how well the pictures are drawn; None: no pictures."""
 
     def write(self, folder: Path, seed: int = 0) -> Path:
         folder.mkdir(parents=True)
-        config = FakeRun(iterations=self.planned).config() | {"seed": seed} | dict(self.config)
+        planned = self.done if self.planned is None else self.planned
+        config = FakeRun(iterations=planned).config() | {"seed": seed} | dict(self.config)
         names = dict.fromkeys(name.split("/")[0] for figures in self.evals.values() for name in figures)
         config["rewards"] = list(self.rewards) or [{"name": name, "weight": 1.0} for name in names]
         config["eval"] = {**config["eval"], "best": ""}
@@ -54,9 +58,12 @@ class FakeCourse:
             write_pictures(folder, self.skill)
         return folder
 
+    @property
+    def done(self) -> int:
+        return max(self.evals, default=0) if self.iterations is None else self.iterations
+
     def rows(self, seed: int) -> list[dict[str, Any]]:
-        done, rng, time = self.iterations, random.Random(seed), START
-        done = max(self.evals, default=0) if done is None else done
+        done, rng, time = self.done, random.Random(seed), START
         rows: list[dict[str, Any]] = [
             {
                 "kind": "start",
@@ -95,7 +102,8 @@ class FakeCourse:
         }
 
     def train_row(self, iteration: int, time: float, seconds: float) -> dict[str, Any]:
-        row = {"kind": "train", "iteration": iteration, "time": time, "seconds": seconds, "window": [0, 2]}
+        window = next((w for start, w in sorted(self.windows.items(), reverse=True) if start <= iteration), (0, 2))
+        row = {"kind": "train", "iteration": iteration, "time": time, "seconds": seconds, "window": list(window)}
         row |= {"lr": 1e-4, "calls": dict(self.calls), "rewards": {}, "details": {}}
         return row | ({} if self.peak_memory is None else {"peak_memory": self.peak_memory})
 

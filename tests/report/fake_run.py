@@ -34,6 +34,8 @@ class FakeRun:
     collapse: bool = False
     constant_lr: bool = False
     sampler_gap: float | None = None
+    peak_memory: int | None = None
+    """Bytes that the first iteration takes; each one after it takes 64 MiB more."""
     judge: float | None = None
     """What a reward that scores held-out pictures only gains until the end; None: there is none."""
     picture: tuple[int, int] = (96, 32)
@@ -220,6 +222,8 @@ class FakeRun:
                 "other": 0.05 * seconds,
             },
         }
+        if self.peak_memory is not None:
+            row["peak_memory"] = self.peak_memory + 2**26 * i
         if self.kl:
             row["kl"] = 1e-5 * i
         return row

@@ -75,6 +75,7 @@ def test_tables_show_the_numbers_of_results_json(page: Element, results: dict[st
         assert f"{cost['seconds']:.2f} s" in cells[2]
         if method["name"] != "dancegrpo":
             assert f"{cost['seconds_ratio']:.2f} of DanceGRPO's" in cells[2]
+        assert cells[3] == f"{cost['peak_memory'] / 2**30:.2f} GiB"
         reach = method["reach"]
         if reach["median"]["seconds"] is None:
             assert cells[4] == f"not reached {reach['reached']} of 3 seeds"

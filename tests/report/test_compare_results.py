@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,9 +13,11 @@ from hypothesis import strategies as st
 from mixgrpo.errors import CheckpointError
 from mixgrpo.report.alarms import ALIKE
 from mixgrpo.report.compare_results import Results, as_json, between, crossing, make_results, spread
+from mixgrpo.report.compare_table import gap_table
 from mixgrpo.report.compare_words import deceivers, judges, level_with_best, verdicts
 from mixgrpo.report.comparison import WEIGHTED_SUM, read_comparison
-from report.fake_comparison import CALLS, SAMPLES, FakeCourse, write_comparison
+from mixgrpo.report.samplers import is_one_sampler
+from report.fake_comparison import CALLS, SAMPLES, FakeCourse, merged, write_comparison
 from report.fake_run import write_rows
 
 OCR = [{"name": "ocr", "weight": 1.0}]
@@ -220,6 +224,65 @@ def test_the_gap_between_samplers_is_told_before_and_after_with_its_error(tmp_pa
     assert method.gap_before["ocr"].gap.mean == pytest.approx(0.3)
     assert method.gap_after["ocr"].gap.mean == pytest.approx(0.1)
     assert method.gap_after["ocr"].error == pytest.approx(0.03 * math.sqrt(2))
+
+
+def gapped(windows: Mapping[int, tuple[int, int]], **settings: Any) -> FakeCourse:
+    return FakeCourse(
+        evals={0: {"ocr": 0.5}, 10: {"ocr": 0.7}, 20: {"ocr": 0.8}},
+        training={0: {"ocr": 0.2}, 10: {"ocr": 0.4}, 20: {"ocr": 0.7}},
+        rewards=OCR,
+        windows=windows,
+        **settings,
+    )
+
+
+MOVING = {0: (0, 2), 10: (1, 3), 19: (2, 4)}
+"""After 20 iterations the sampler is that of iteration 19."""
+
+
+def test_where_the_window_moves_only_the_gap_after_training_is_told(tmp_path: Path):
+    runs = {
+        "moves": [gapped(MOVING), gapped(MOVING)],
+        "stays": [gapped({0: (3, 5)})] * 2,
+        # a random window may end where it began, in one seed
+        "random": [gapped({0: (1, 2), 5: (3, 4), 19: (1, 2)}), gapped({0: (1, 2), 19: (4, 5)})],
+        "everywhere": [gapped({0: (0, 9)})] * 2,
+        # without noise there is no window to move
+        "ode": [gapped(MOVING, config=merged({"rollout": {"kernel": "ode"}}))] * 2,
+        "returns": [gapped({0: (0, 2), 5: (1, 3), 19: (0, 2)})] * 2,
+    }
+    results = results_of(write_comparison(tmp_path, runs))
+    methods = {method.name: method for method in results.methods}
+    for name, told in {"moves": 1, "stays": 2, "random": 1, "everywhere": 2, "ode": 2, "returns": 2}.items():
+        assert methods[name].gap_after["ocr"].gap.mean == pytest.approx(0.1), name
+        assert ("ocr" in methods[name].gap_before) is (told == 2), name
+    cells = {method: [cell.text for cell in row] for method, row in gap_table(results).rows}
+    assert cells == {
+        "moves": ["moves", "2 to 3", "+0.100"],
+        "stays": ["stays", "3 to 4", "+0.300 → +0.100"],
+        "random": ["random", "1 or 4", "+0.100"],
+        "everywhere": ["everywhere", "0 to 8", "+0.300 → +0.100"],
+        "ode": ["ode", "none", "+0.300 → +0.100"],
+        "returns": ["returns", "0 to 1", "+0.300 → +0.100"],
+    }
+    assert "Where the window moves" in " ".join(gap_table(results).notes)
+    assert json.dumps(as_json(results), allow_nan=False)
+
+
+def test_samplers_are_one_only_if_their_steps_are_known():
+    assert is_one_sampler([range(1, 3), range(1, 3)])
+    assert not is_one_sampler([range(1, 3), range(2, 4)])
+    assert not is_one_sampler([range(1, 3), None])
+    assert not is_one_sampler([None, None])
+
+
+def test_at_an_evaluation_under_way_the_window_of_the_next_iteration_counts(tmp_path: Path):
+    # Stopped right after an evaluation: no row tells the window that it was drawn with.
+    underway = gapped(MOVING, planned=40, reason="interrupted")
+    further = gapped(MOVING, planned=40, reason="interrupted", iterations=21)
+    methods = results_of(write_comparison(tmp_path, {"underway": [underway], "further": [further]})).methods
+    assert [method.sampler_windows for method in methods] == [(), ((2, 4),)]
+    assert [bool(method.gap_before) for method in methods] == [False, False]
 
 
 def test_without_the_training_sampler_there_is_no_gap(tmp_path: Path):

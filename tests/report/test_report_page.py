@@ -13,7 +13,7 @@ from PIL import Image
 
 from mixgrpo.report import write_report
 from mixgrpo.report.text import TIMES
-from report.fake_run import read_rows
+from report.fake_run import read_rows, write_rows
 from report.page import Element, read_page
 
 MakeRun = Callable[..., Path]
@@ -279,6 +279,15 @@ def test_heat_map_marks_exactly_the_trained_steps(make_run: MakeRun):
     assert marked == expected
 
 
+@pytest.mark.parametrize(("kernel", "said"), [("cps", "was stochastic and updated."), ("ode", "none was stochastic.")])
+def test_the_heat_map_calls_no_deterministic_step_stochastic(make_run: MakeRun, kernel: str, said: str):
+    run = make_run(iterations=2)
+    config = json.loads((run / "resolved.json").read_text())
+    config["rollout"]["kernel"] = kernel
+    (run / "resolved.json").write_text(json.dumps(config))
+    assert report(run).panel("Trained steps").all("figcaption")[0].text.endswith(said)
+
+
 def test_window_section_names_the_steps_that_were_never_trained(make_run: MakeRun):
     text = report(make_run(iterations=12, interval=6)).section("window").text
     assert "3 of 10 denoising steps were trained in every iteration." in text
@@ -295,7 +304,35 @@ def test_model_calls_are_compared_with_the_unshared_run_and_with_dance_grpo(make
     assert table["this run"][:2] == [f"{sampling:.1f}", f"{update:.2f}"]
     assert table["this run"][3] == f"{(sampling + 3 * update) / (25 + 3 * 14):.2f}"
     assert table["unshared"] == ["25", "4", "37", "0.55"]
-    assert table["DanceGRPO"] == ["25", "14", "67", "1.00"]
+    assert table["DanceGRPO, same T"] == ["25", "14", "67", "1.00"]
+    assert "DanceGRPO at this run's number of steps: 25 sampled, 14 = " in report(run).section("cost").text
+
+
+@pytest.mark.parametrize(("head_ratio", "steps"), [(1.0, "18"), (0.4, "12")])
+def test_steps_that_dual_compression_leaves_out_are_not_counted(make_run: MakeRun, head_ratio: float, steps: str):
+    # The window takes steps 10 to 13 of 25: 10 steps before it, or 4 of them, and 4 of the 11 after it.
+    run = make_run(iterations=4, num_steps=25, window=4)
+    config = json.loads((run / "resolved.json").read_text())
+    config["rollout"] |= {"tail_ratio": 0.4, "tail_order": 2, "head_ratio": head_ratio}
+    (run / "resolved.json").write_text(json.dumps(config))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "train":
+            row |= {"window": [10, 14], "steps": {str(step): {"ratio_mean": 1.0} for step in range(10, 14)}}
+    write_rows(run, rows)
+    lines = report(run).all("table", "calls")[0].all("tbody")[0].all("tr")
+    table = {line.all("th")[0].text: [cell.text for cell in line.all("td")] for line in lines if line.all("th")}
+    assert table["unshared"][:2] == [steps, "4"]
+
+
+def test_samples_that_are_left_out_of_the_update_are_not_counted_as_shared(make_run: MakeRun):
+    # the 2 best and the 2 worst of 12: a third of 3 steps' calls, shared or not
+    run = make_run(iterations=2)
+    config = json.loads((run / "resolved.json").read_text())
+    (run / "resolved.json").write_text(json.dumps(config | {"advantages": {"extremes": 2}}))
+    lines = report(run).all("table", "calls")[0].all("tbody")[0].all("tr")
+    table = {line.all("th")[0].text: [cell.text for cell in line.all("td")] for line in lines if line.all("th")}
+    assert table["unshared"][:2] == ["10", "1"]
 
 
 def test_cost_tells_where_the_time_of_an_iteration_goes(make_run: MakeRun):
@@ -310,6 +347,13 @@ def test_cost_tells_where_the_time_of_an_iteration_goes(make_run: MakeRun):
     assert shares["waiting for rewards"] == "9.0 %"
     widths = [float(piece.attributes["style"][6:-1]) for piece in figure.all("div", "bar")[1].all("div", "piece")]
     assert sum(widths) == pytest.approx(100, abs=0.1)
+
+
+def test_the_most_memory_of_any_iteration_is_told_where_it_was_measured(make_run: MakeRun):
+    # 1 GiB in the first of 5 iterations, then a sixteenth more each time
+    measured = report(make_run(iterations=5, peak_memory=2**30)).section("cost").text
+    assert "Most memory in use during an iteration: 1.25 GiB" in measured
+    assert "memory" not in report(make_run("older", iterations=5)).section("cost").text
 
 
 def test_settings_are_all_there_with_the_versions(make_run: MakeRun):
@@ -338,3 +382,19 @@ def test_the_gap_between_samplers_is_told_where_both_were_used(make_run: MakeRun
     assert rows["ocr"][2].startswith("+0.125")
     assert "drawn as in training" in section.text
     assert "training sampler" not in report(make_run("plain", iterations=4)).section("curves").text
+
+
+def test_points_of_different_samplers_are_not_joined(make_run: MakeRun):
+    def joined(panel: Element) -> bool:
+        chart = panel.all("div", "by-iteration")[0].all("svg")[0]
+        assert len([dot for dot in chart.all("circle") if "c4" in dot.classes]) == 3
+        return any("c4" in path.classes for path in chart.all("path") if "error" not in path.classes)
+
+    # evaluations after 0, 4 and 8 iterations; the window moves on every two, to start 3 at iteration 7
+    moving = report(make_run(iterations=8, eval_every=4, interval=2, sampler_gap=0.1)).section("curves")
+    assert not joined(moving.panel("ocr"))
+    assert "these points are of different samplers" in moving.panel("ocr").text
+    assert "as training draws its samples, with noise in steps 3 to 5, from the same" in moving.text
+    still = report(make_run("still", iterations=8, eval_every=4, interval=9, sampler_gap=0.1)).section("curves")
+    assert joined(still.panel("ocr"))
+    assert "different samplers" not in still.text

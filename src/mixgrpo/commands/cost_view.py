@@ -59,8 +59,8 @@ def show_seconds(config: Config, speeds: Speeds, console: Console) -> None:
     told = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items() if seconds >= 0.005)
     minutes = config.iterations * run.total / 60.0
     heading = (
-        f"on this machine: {run.total:.2f} s per iteration, {run.total / base.total:.2f} of DanceGRPO's "
-        f"{base.total:.2f} s; {minutes:.1f} minutes for the run"
+        f"on this machine: {run.total:.2f} s per iteration, {run.total / base.total:.2f} of the {base.total:.2f} s of "
+        f"DanceGRPO with the same {config.rollout.num_steps} steps; {minutes:.1f} minutes for the run"
     )
     console.print(textwrap.fill(heading, console.width))
     lines = [
@@ -90,6 +90,7 @@ def _print_calls(config: Config, bill: Bill, console: Console) -> None:
     console.print(table)
     console.print()
     lines = [
+        _baseline(config, bill.costs["DanceGRPO"]),
         *(["old: forward passes for what the sampling policy predicted."] if "old" in columns else []),
         *(["ref.: forward passes of the starting model."] if "ref." in columns else []),
     ]
@@ -99,9 +100,14 @@ def _print_calls(config: Config, bill: Bill, console: Console) -> None:
             "evaluation, VAE, text encoders, rewards.",
             why_no_shape(config.model.path),
         ]
-    if lines:
-        _print_small(lines, console)
-        console.print()
+    _print_small(lines, console)
+    console.print()
+
+
+def _baseline(config: Config, dance: Cost) -> str:
+    """Say what ratios are of: no run of DanceGRPO's authors, but their rule at this run's number of steps."""
+    steps = config.rollout.num_steps
+    return f"DanceGRPO, same T: {steps} steps as here, of which it trains {dance.update:.0f}, and nothing shared."
 
 
 def _print_operations(bill: Bill, model: ModelBill, console: Console) -> None:

@@ -21,7 +21,9 @@ from mixgrpo.shapes import BUNDLED
 from mixgrpo.train.settings import make_plan, make_window
 
 _USAGE = "mixgrpo plan PRESET_OR_FILE [--json] [--calibrate [SECONDS]] [--section.name VALUE ...]"
-_ABOUT = "Show what a run would do and what it costs, beside DanceGRPO. Nothing is loaded, unless --calibrate is given."
+_ABOUT = (
+    "Show what a run would do and what it costs, beside DanceGRPO of as many steps. Loads nothing without --calibrate."
+)
 _OWN = {
     "--json": "print the figures as JSON",
     "--calibrate": "load model and rewards, time single calls for 60 seconds, and predict the time here",

@@ -30,7 +30,7 @@ class Bill:
     """What an iteration costs, as a mean over the run."""
 
     costs: dict[str, Cost]
-    """Model calls per sample: of DanceGRPO as published, and of this run without and with what a group shares."""
+    """Model calls per sample: of DanceGRPO with as many steps, and of this run without and with what a group shares."""
     used: str
     """Which of them is that of the run as it is set."""
     model: ModelBill | None
@@ -64,7 +64,7 @@ def _model_bill(config: Config, costs: dict[str, Cost], *, used: str, gpu: Gpu |
 
 
 def bill_figures(bill: Bill) -> dict[str, object]:
-    """Return the bill as plain values."""
+    """Return the bill as plain values; shares of DanceGRPO's are of what it takes with as many steps as this run."""
     base = bill.costs["DanceGRPO"].forwards
     figures: dict[str, object] = {
         "calls_per_sample": {name: {**asdict(cost), "forwards": cost.forwards} for name, cost in bill.costs.items()},

@@ -47,10 +47,6 @@ class DPMSolverPP:
         self.variant = variant
         self._history: list[tuple[float, Tensor]] = []  # (lambda, x0), latest first
 
-    def reset(self) -> None:
-        """Forget the predictions of the trajectory so far."""
-        self._history.clear()
-
     def observe(self, x: Float[Tensor, " batch *latent"], v: Float[Tensor, " batch *latent"], *, sigma: float) -> None:
         """Remember the prediction at `sigma` of a step that something else takes."""
         x0 = _at_least_float32(x) - sigma * _at_least_float32(v)

@@ -11,11 +11,6 @@ def unshift_time(sigma: float, shift: float) -> float:
     return sigma / (shift - (shift - 1.0) * sigma)
 
 
-def linear_sigmas(num_steps: int) -> tuple[float, ...]:
-    """Return `num_steps + 1` evenly spaced sigmas from 1 to 0."""
-    return shifted_sigmas(num_steps, 1.0)
-
-
 def shifted_sigmas(num_steps: int, shift: float = 1.0) -> tuple[float, ...]:
     """Return the `num_steps + 1` sigmas of a time-shifted schedule.
 

@@ -12,6 +12,7 @@ from mixgrpo.report.alarms import history
 from mixgrpo.report.exported import loading_code
 from mixgrpo.report.health import ENDS
 from mixgrpo.report.read import Run
+from mixgrpo.report.samplers import sampler_window, steps_in_words
 from mixgrpo.report.summary import Summary, estimate, mean_of, reward_weights
 from mixgrpo.report.text import change, count, decimal, duration, is_share, moment, value
 
@@ -74,7 +75,7 @@ def reward_table(run: Run) -> str:
     )
 
 
-def sampler_table(summary: Summary) -> str:
+def sampler_table(run: Run, summary: Summary) -> str:
     """Return the last evaluation's figures by both samplers and the gap; nothing where only one was used."""
     last = summary.last
     if last is None or not last.training_figures:
@@ -91,11 +92,13 @@ def sampler_table(summary: Summary) -> str:
             f"<tr><th>{escape(name)}</th><td>{value(ode.mean, share=share)}</td><td>{value(noisy, share=share)}</td>"
             f"<td>{change(ode.mean - noisy, share=share)}<small> ± {spread}</small></td></tr>"
         )
+    steps = steps_in_words([sampler_window(run, last)])
+    noise = f", with noise in {'steps' if ' ' in steps else 'step'} {steps}" if steps not in ("", "none") else ""
     return (
         '<h3 class="part">Two samplers</h3>'
         f'<p class="quiet">The held-out prompts after iteration {last.iteration}, drawn '
-        "by ODE sampling and as training draws its samples, from the same starting noise. The gap is what the model "
-        "has only under one of them; its error is that of two independent means, so larger than the gap's own.</p>"
+        f"by ODE sampling and as training draws its samples{noise}, from the same starting noise. The gap is what the "
+        "model has only under one of them; its error is that of two independent means, so larger than its own.</p>"
         '<div class="scroll"><table class="figures"><thead><tr><th></th><th>ODE</th><th>training sampler</th>'
         f"<th>gap</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

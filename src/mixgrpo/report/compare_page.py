@@ -126,8 +126,8 @@ def _samplers(results: Results, colors: dict[str, int]) -> str:
     if not drawn:
         return ""
     words = (
-        '<p class="quiet">Training draws images with noise in some steps, users draw them without. Thin bars are one '
-        "standard error of an evaluation.</p>"
+        '<p class="quiet">Training draws images with noise in some steps, users draw them without. Here both are after '
+        "training, the former as the last iteration drew. Thin bars are one standard error of an evaluation.</p>"
     )
     return section(
         "samplers", "ODE against the training sampler", words + drawn + _table(gap_table(results), fold=True)

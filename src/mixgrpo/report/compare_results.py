@@ -8,6 +8,7 @@ from statistics import median, stdev
 from typing import Any, NamedTuple
 
 from mixgrpo.report.comparison import AXES, Axis, Comparison, Contender, Course, Mark, forward_passes
+from mixgrpo.report.samplers import is_one_sampler
 from mixgrpo.report.summary import mean_of
 
 
@@ -152,7 +153,10 @@ class MethodResult:
     finals: Mapping[str, Spread]
     """Every held-out figure at the last evaluation."""
     gap_before: Mapping[str, Gap]
+    """Empty where the window moved in some run: the training sampler was another one then, and shows no change."""
     gap_after: Mapping[str, Gap]
+    sampler_windows: tuple[tuple[int, int], ...]
+    """Stochastic steps [start, stop) of the training sampler after training, each once; (0, 0) is none at all."""
     reach: Reach
     curve: tuple[Point, ...]
 
@@ -231,8 +235,9 @@ def _method(comparison: Comparison, contender: Contender, reference: Contender, 
         cost=_cost(contender, reference),
         total={axis: spread(mark.at(axis) for mark in lasts) for axis in AXES},
         finals={name: spread(mark.figures.get(name, math.nan) for mark in lasts) for name in names},
-        gap_before={name: _gap(firsts, name) for name in names if any(name in m.training for m in firsts)},
-        gap_after={name: _gap(lasts, name) for name in names if any(name in m.training for m in lasts)},
+        gap_before=_gaps(firsts, names) if _keeps_sampler(counted) else {},
+        gap_after=_gaps(lasts, names),
+        sampler_windows=_sampler_windows(lasts),
         reach=_reach(contender, reference, comparison.decisive, target),
         curve=_curve(counted, names),
     )
@@ -253,6 +258,19 @@ def _cost(contender: Contender, reference: Contender) -> Cost | None:
         seconds_ratio=seconds / median(others) if others and median(others) > 0 else math.nan,
         peak_memory=_largest(row.figures.get("peak_memory", math.nan) for row in rows),
     )
+
+
+def _keeps_sampler(courses: Sequence[Course]) -> bool:
+    return all(is_one_sampler((c.marks[0].sampler_window, c.marks[-1].sampler_window)) for c in courses)
+
+
+def _sampler_windows(marks: Sequence[Mark]) -> tuple[tuple[int, int], ...]:
+    windows = (mark.sampler_window for mark in marks if mark.training)
+    return tuple(sorted({(window.start, window.stop) for window in windows if window is not None}))
+
+
+def _gaps(marks: Sequence[Mark], names: Sequence[str]) -> dict[str, Gap]:
+    return {name: _gap(marks, name) for name in names if any(name in mark.training for mark in marks)}
 
 
 def _gap(marks: Sequence[Mark], name: str) -> Gap:

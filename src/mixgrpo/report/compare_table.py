@@ -8,7 +8,8 @@ from typing import NamedTuple
 from mixgrpo.report.compare_results import Gap, MethodResult, Results, Spread
 from mixgrpo.report.compare_words import level_with_best, verdicts
 from mixgrpo.report.comparison import WEIGHTED_SUM, Axis
-from mixgrpo.report.text import NONE, amount, change, count, decimal, duration, listing, seconds, value
+from mixgrpo.report.samplers import steps_in_words
+from mixgrpo.report.text import NONE, amount, change, count, decimal, duration, gib, listing, seconds, value
 
 FIELDS = {"sampling": "sampling", "old": "old policy", "reference": "reference", "update": "updating"}
 """Kinds of model calls and their names, in the order of an iteration."""
@@ -116,8 +117,7 @@ def _cost_cells(method: MethodResult, results: Results, kinds: Sequence[str]) ->
 
 
 def _memory(method: MethodResult) -> str:
-    memory = method.cost.peak_memory if method.cost is not None else math.nan
-    return f"{memory / 2**30:.2f} GiB" if math.isfinite(memory) else NONE
+    return gib(method.cost.peak_memory if method.cost is not None else math.nan)
 
 
 def _best(results: Results, name: str) -> set[str]:
@@ -196,22 +196,26 @@ def _has_gaps(results: Results) -> bool:
 
 
 def gap_table(results: Results) -> Table:
-    """Return how far images without noise score above those drawn as in training, before training and after it."""
+    """Return how far images without noise score above those drawn as in training: after it, perhaps before."""
     figures = [f for f in results.comparison.figures if any(f.name in m.gap_after for m in results.methods)]
-    head = [Cell("method"), *(Cell(figure.name, "before, then after") for figure in figures)]
+    head = [Cell("method"), Cell("noise in steps"), *(Cell(figure.name, "(before →) after") for figure in figures)]
     rows: list[tuple[str, tuple[Cell, ...]]] = []
     for method in results.methods:
         cells = [_gap_cell(method.gap_before.get(f.name), method.gap_after.get(f.name), f.is_share) for f in figures]
         if method.gap_after:
-            rows.append((method.name, (Cell(method.title), *cells)))
+            steps = steps_in_words(range(*window) for window in method.sampler_windows)
+            rows.append((method.name, (Cell(method.title), Cell(steps or NONE), *cells)))
     return Table(
         name="gap",
         title="ODE sampling against the training sampler",
         head=tuple(head),
         rows=tuple(rows),
         notes=(
-            "The held-out mean by ODE sampling minus that by the method's own training sampler, before training and at "
-            "the last evaluation, as the mean over the seeds.",
+            "The held-out mean by ODE sampling minus that by the method's own training sampler at the last evaluation, "
+            "as the mean over the seeds; to the left of an arrow the same before training.",
+            "An evaluation draws with the noise of the iteration that follows, the last one with that of the last "
+            "iteration, in the steps that are named. Where the window moves, before and after are of different "
+            "samplers and say nothing of training, so only after is shown.",
             "± is the standard error of one run's gap with the two evaluations taken for independent. They share their "
             "prompts, so the true error is smaller.",
         ),
@@ -222,11 +226,9 @@ def _gap_cell(before: Gap | None, after: Gap | None, share: bool) -> Cell:
     if after is None or after.gap.is_empty:
         return Cell(NONE)
     # figures far below the error are dust, however many decimals it takes to show them
-    means = [
-        None if gap is None else 0.0 if abs(gap.gap.mean) < 0.01 * after.error else gap.gap.mean
-        for gap in (before, after)
-    ]
-    texts = [NONE if mean is None else change(mean, share=share).removesuffix(" points") for mean in means]
+    means = [gap.gap.mean for gap in (before, after) if gap is not None]
+    means = [0.0 if abs(mean) < 0.01 * after.error else mean for mean in means]
+    texts = [change(mean, share=share).removesuffix(" points") for mean in means]
     error = f"± {change(after.error, share=share).removeprefix('+')}" if math.isfinite(after.error) else ""
     return Cell(" → ".join(texts), error)
 

@@ -230,7 +230,8 @@ def _samplers(results: Results) -> Note | None:
     text = f"Without noise (ODE) the trained models score {change(gaps[most])} against the training sampler"
     if len(gaps) > 1:
         text += f" with {most}, the largest gap, and {change(gaps[least])} with {least}, the smallest"
-    return Note(level=Level.NOTE, title="Samplers", text=f"{text}: held-out means of {_named(results, decisive)}.")
+    text += f": held-out means of {_named(results, decisive)} after training, as the last iteration drew its samples."
+    return Note(level=Level.NOTE, title="Samplers", text=text)
 
 
 def _has(method: MethodResult, name: str) -> bool:

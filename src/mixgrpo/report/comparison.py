@@ -14,6 +14,7 @@ from mixgrpo.config.comparison import Entrant, Terms, read_terms
 from mixgrpo.report.cost import FORWARD_AND_BACKWARD
 from mixgrpo.report.read import Run, read_run
 from mixgrpo.report.rows import TrainRow
+from mixgrpo.report.samplers import sampler_window
 from mixgrpo.report.summary import estimate, in_order, judges, reward_weights
 from mixgrpo.report.text import count, is_share
 
@@ -39,6 +40,8 @@ class Mark:
     training: Mapping[str, float]
     """The figures with the training sampler; empty where it was not evaluated."""
     training_errors: Mapping[str, float]
+    sampler_window: range | None
+    """Stochastic steps of the training sampler at this evaluation; None where unknown."""
 
     def at(self, axis: Axis) -> float:
         """Return the place on an axis."""
@@ -67,11 +70,6 @@ class Course:
         if ending is None or ending.reason == "interrupted":
             return "running"
         return "finished" if ending.reason == "finished" else "stopped"
-
-    @property
-    def last(self) -> Mark | None:
-        """The last evaluation, or None."""
-        return self.marks[-1] if self.marks else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +211,7 @@ def _marks(run: Run, decisive: str, weights: Mapping[str, float]) -> tuple[Mark,
                 errors=_with_sum(errors, decisive, weights),
                 training=_with_sum(row.training_figures, decisive, weights) if row.training_figures else {},
                 training_errors=_with_sum(row.training_errors, decisive, weights) if row.training_figures else {},
+                sampler_window=sampler_window(run, row),
             )
         )
     return tuple(marks)

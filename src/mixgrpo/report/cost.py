@@ -12,7 +12,7 @@ from mixgrpo.report.curves import TRAINING, Clock, curve, figure, panel
 from mixgrpo.report.read import Run
 from mixgrpo.report.rows import TrainRow
 from mixgrpo.report.summary import mean_of
-from mixgrpo.report.text import NONE, TIMES, decimal, duration, percent, seconds
+from mixgrpo.report.text import NONE, TIMES, decimal, duration, gib, percent, seconds
 from mixgrpo.report.timeline import num_steps
 
 FORWARD_AND_BACKWARD = 3.0
@@ -39,6 +39,15 @@ def cost_panels(run: Run) -> list[str]:
         return []
     panels = [_iteration_panel(run), _calls_panel(run), _seconds_panel(run), _run_panel(run)]
     return [panel for panel in panels if panel]
+
+
+def memory_words(run: Run) -> str:
+    """Say how much memory the iterations took; nothing where that was not measured."""
+    peaks = [row.figures["peak_memory"] for row in run.train if "peak_memory" in row.figures]
+    if not peaks:
+        return ""
+    what = "on a GPU its tensors, on a CPU the whole process with all that it holds"
+    return f"Most memory in use during an iteration: {gib(max(peaks))} ({what})."
 
 
 def _seconds_panel(run: Run) -> str:
@@ -121,7 +130,7 @@ class Calls:
 
 
 def model_calls(run: Run) -> list[Calls]:
-    """Return the calls per sample of this run, of the same without sharing, and, always and last, of DanceGRPO."""
+    """Return the calls per sample of this run, of it without sharing, and, always and last, of DanceGRPO at its T."""
     methods: list[Calls] = []
     sampling, update = (mean_of([row.calls.get(key, math.nan) for row in run.train]) for key in ("sampling", "update"))
     other = mean_of([row.calls.get("old", 0.0) + row.calls.get("reference", 0.0) for row in run.train])
@@ -133,20 +142,29 @@ def model_calls(run: Run) -> list[Calls]:
         grown = other * alone / update if update else other  # other policies are asked at the states of an update
         methods.append(Calls(name="unshared", sampling=mean_of([s for s, _ in unshared]), update=alone, other=grown))
     steps = num_steps(run)
-    dance = Calls(name="DanceGRPO", sampling=float(steps), update=float(math.floor(DANCE_FRACTION * (steps - 1))))
-    return [*methods, dance]
+    trained = math.floor(DANCE_FRACTION * (steps - 1))
+    return [*methods, Calls(name="DanceGRPO, same T", sampling=float(steps), update=float(trained))]
 
 
 def _unshared(run: Run, row: TrainRow) -> tuple[float, float] | None:
     steps, shift = run.setting("rollout.num_steps"), run.setting("rollout.shift")
-    ratio = run.setting("rollout.tail_ratio")
     if not isinstance(steps, int) or not isinstance(shift, int | float) or row.window.stop > steps - 1:
         return None
     if run.setting("rollout.noise_spread") or run.setting("rollout.kernel") == "ode":
         return None  # nothing is shared between samples that start apart
-    tail_ratio = ratio if isinstance(ratio, int | float) and 0 < ratio <= 1 else 1.0
-    plan = plan_trajectory(num_steps=steps, shift=shift, window=row.window, tail_ratio=tail_ratio)
-    return plan.nfe(1, shared_noise=False), float(len(row.trained))
+    tail, head = (_ratio(run.setting(f"rollout.{name}")) for name in ("tail_ratio", "head_ratio"))
+    plan = plan_trajectory(num_steps=steps, shift=shift, window=row.window, tail_ratio=tail, head_ratio=head)
+    return plan.nfe(1, shared_noise=False), len(row.trained) * _kept(run)
+
+
+def _kept(run: Run) -> float:
+    """Return the share of a group that is updated on, where only its best and worst are."""
+    extremes, group = run.setting("advantages.extremes"), run.setting("rollout.group_size")
+    return 2 * extremes / group if isinstance(extremes, int) and isinstance(group, int) and extremes else 1.0
+
+
+def _ratio(setting: object) -> float:
+    return setting if isinstance(setting, int | float) and 0 < setting <= 1 else 1.0
 
 
 def _calls_panel(run: Run) -> str:
@@ -173,11 +191,12 @@ def _calls_panel(run: Run) -> str:
     headings = ("", "sampling", "update", *(["other"] if with_other else []), "forward passes", "of DanceGRPO")
     head = "".join(f"<th>{heading}</th>" for heading in headings)
     table = f'<table class="calls"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    unshared = any(method.name == "unshared" for method in methods)
     steps, share = num_steps(run), f"{DANCE_FRACTION} {TIMES} {num_steps(run) - 1}"
     caption = (
         f"An update call is a forward and a backward pass, reckoned as {FORWARD_AND_BACKWARD:.0f} forward passes. "
-        f"DanceGRPO: {steps} steps sampled, {dance.update:.0f} = ⌊{share}⌋ trained. Unshared: every sample computes "
-        "the steps up to the window's first for itself."
+        f"DanceGRPO at this run's number of steps: {steps} sampled, {dance.update:.0f} = ⌊{share}⌋ trained."
+        + (" Unshared: every sample computes the steps up to the window's first for itself." if unshared else "")
         + (" Other: forward passes for what the sampling or the starting policy predicts." if with_other else "")
     )
     return figure("Model calls per sample", caption, table)

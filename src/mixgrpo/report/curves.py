@@ -11,6 +11,7 @@ from mixgrpo.report.axes import smooth
 from mixgrpo.report.charts import Chart, Series, line_chart
 from mixgrpo.report.read import Run
 from mixgrpo.report.rows import EvalRow, RewardStats, TrainRow
+from mixgrpo.report.samplers import is_one_sampler, sampler_window
 from mixgrpo.report.summary import Summary, estimate, in_order, reward_weights
 from mixgrpo.report.text import MINUS, decimal, is_share
 
@@ -92,21 +93,23 @@ def reward_panels(run: Run, summary: Summary) -> list[str]:
 
 def _reward_panel(run: Run, summary: Summary, name: str) -> str:
     scale = 100.0 if is_share(name) else 1.0
+    rows = [row for row in summary.evals if name in row.figures]
+    noisy = [row for row in rows if name in row.training_figures]
+    moves = bool(noisy) and not is_one_sampler(sampler_window(run, row) for row in noisy)
 
     def draw(clock: Clock) -> Chart:
         points = [(clock.of(row), _train_value(row, name) * scale) for row in run.train]
         series = curve(points, "training", TRAINING) if any(math.isfinite(y) for _, y in points) else []
-        rows = [row for row in summary.evals if name in row.figures]
         if rows:
             errors = [estimate(row, name).error * scale for row in rows]
             places = [(clock.of(row), row.figures[name] * scale) for row in rows]
             series.append(Series(name="held-out", points=places, color=HELD_OUT, style="marked", errors=errors))
-        noisy = [row for row in rows if name in row.training_figures]
         if noisy:
             errors = [row.training_errors.get(name, math.nan) * scale for row in noisy]
             places = [(clock.of(row), row.training_figures[name] * scale) for row in noisy]
             label = "held-out, drawn as in training"
-            series.append(Series(name=label, points=places, color=TRAINING_SAMPLER, style="marked", errors=errors))
+            style = "dots" if moves else "marked"
+            series.append(Series(name=label, points=places, color=TRAINING_SAMPLER, style=style, errors=errors))
         best = summary.best
         ring = None
         if best is not None and name in best.figures and len(rows) > 1:
@@ -121,7 +124,10 @@ def _reward_panel(run: Run, summary: Summary, name: str) -> str:
             ring=ring,
         )
 
-    return panel(run, "", draw)
+    return panel(run, _MOVED if moves else "", draw)
+
+
+_MOVED = "“Drawn as in training” is with the window of the next iteration: these points are of different samplers."
 
 
 def _train_value(row: TrainRow, name: str) -> float:

@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 
 from mixgrpo.report.appendix import evaluation_table, reward_table, sampler_table, settings_section
-from mixgrpo.report.cost import cost_panels
+from mixgrpo.report.cost import cost_panels, memory_words
 from mixgrpo.report.curves import constants, diversity_panels, optimiser_panels, reward_panels, smoothing_width
 from mixgrpo.report.gallery import gallery_section
 from mixgrpo.report.headline import headline_section, page_header
@@ -39,8 +39,8 @@ def render(run: Run) -> str:
         headline_section(run, summary, alarms, note_list(loudest) if loudest else ""),
         section("pictures", "Same noise, before and after", gallery_section(run, summary)),
         section("curves", "Curves", toggle + _curves(run, summary)),
-        section("window", "Window", f"<p>{escape(window_words(run))}</p>{panel_grid(window_panels(run))}"),
-        section("cost", "Cost", panel_grid(cost_panels(run))),
+        section("window", "Window", _paragraph(window_words(run)) + panel_grid(window_panels(run))),
+        section("cost", "Cost", _paragraph(memory_words(run)) + panel_grid(cost_panels(run))),
         section("health", "Health", note_list(notes)),
         section("settings", "Settings and how to go on", settings_section(run)),
     ]
@@ -53,14 +53,18 @@ def _curves(run: Run, summary: Summary) -> str:
     if not rewards and not optimiser:
         return '<p class="empty-note">Nothing has been measured yet.</p>'
     words = (
-        '<p class="quiet">A training point is the mean over the samples of one iteration, drawn with noise in the '
-        "window; a held-out point is an evaluation by ODE sampling with fixed noise. Bars are one standard error.</p>"
+        '<p class="quiet">A training point is the mean over the samples of one iteration, as training draws them; a '
+        "held-out point is an evaluation by ODE sampling with fixed noise. Bars are one standard error.</p>"
     )
     width = smoothing_width(len(run.train))
     lines = f'<p class="quiet">Bold: mean of {width} iterations; faint: each iteration.</p>' if width > 1 else ""
     below = f'<h3 class="part">The update</h3>{lines}{panel_grid(optimiser)}' if optimiser else ""
-    tables = evaluation_table(run, summary) + sampler_table(summary) + reward_table(run)
+    tables = evaluation_table(run, summary) + sampler_table(run, summary) + reward_table(run)
     return words + panel_grid(rewards) + tables + below + constants(run)
+
+
+def _paragraph(words: str) -> str:
+    return f"<p>{escape(words)}</p>" if words else ""
 
 
 def _clock_toggle() -> str:

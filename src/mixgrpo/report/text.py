@@ -92,6 +92,11 @@ def amount(number: int) -> str:
     return str(number)
 
 
+def gib(size: float) -> str:
+    """Return bytes as "1.32 GiB"; a dash where they are not known."""
+    return f"{size / 2**30:.2f} GiB" if math.isfinite(size) else NONE
+
+
 def seconds(number: float) -> str:
     """Return "0.15 s" or "4.93 s", and longer times as `duration` does."""
     return f"{number:.2f} s" if number < 10 else duration(number)

@@ -50,7 +50,10 @@ def nft_loss(
 def matching_log_prob(
     v: Float[Tensor, " batch *latent"], target: Float[Tensor, " batch *latent"]
 ) -> Float[Tensor, " batch"]:
-    """Return -|v - target|^2, AWM's stand-in for a sample's log-probability (arXiv 2509.25050), a mean over dims."""
+    """Return -|v - target|^2, AWM's stand-in for a sample's log-probability (arXiv 2509.25050), a mean over dims.
+
+    The paper has a weight w(sigma) before it; here w = 1.
+    """
     return -_mean_square(v - target)
 
 
