@@ -97,7 +97,7 @@ def predict_dancegrpo(config: Config, speeds: Speeds) -> Seconds:
     """Return the seconds of an iteration of DanceGRPO as `dancegrpo_cost` counts it, with the sizes of `config`."""
     rollout = {"kernel": "dance_sde", "noise_spread": 0.0, "share_trunk": False, "tail_ratio": 1.0, "head_ratio": 1.0}
     common = {name: getattr(config.loss, name) for name in ("micro_batch", "updates_per_iteration", "update_split")}
-    published = config.model_copy(
+    dancegrpo = config.model_copy(
         update={
             "iterations": 1,
             "window": AllStepsConfig(trained_fraction=0.6),
@@ -106,7 +106,7 @@ def predict_dancegrpo(config: Config, speeds: Speeds) -> Seconds:
             "advantages": config.advantages.model_copy(update={"extremes": 0}),
         }
     )
-    return replace(predict(published, speeds, 0), old=0.0)
+    return replace(predict(dancegrpo, speeds, 0), old=0.0)
 
 
 def _waiting(calls: Calls, speeds: Speeds) -> float:
