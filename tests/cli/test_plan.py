@@ -59,7 +59,7 @@ def test_the_chart_follows_the_window(capsys: pytest.CaptureFixture[str], monkey
         ("awm", ["all of them deterministic", "finished samples, noised to this sigma"], ["stochastic", "eta"]),
         ("mixgrpo-flash-dual", ["= ODE before it, compressed: 40% of these steps, on a grid of its own, by",
                                 "DPM-Solver++ of order 2, one call for the whole group", ": Flash tail: 40%"], ["─ "]),
-        ("mixgrpo-flash-star", [": Flash tail: 20%"], ["─ ", "= ODE"]),
+        ("mixgrpo-flash-star", [": Flash tail: 40%"], ["─ ", "= ODE"]),
     ],
 )  # fmt: skip
 def test_the_legend_tells_what_the_method_does(

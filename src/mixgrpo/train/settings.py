@@ -148,7 +148,7 @@ def mean_cost(config: Config, *, shared: bool) -> Cost:
 
 
 def dancegrpo_cost(num_steps: int) -> Cost:
-    """Return what DanceGRPO's rule takes at T = num_steps: every step sampled, floor(0.6 (T - 1)) of them trained, none shared.
+    """Return what DanceGRPO takes at T = num_steps: all steps sampled, floor(0.6 (T - 1)) of them trained, none shared.
 
     Its old log-probabilities are those of the rollout.
     """
