@@ -49,19 +49,8 @@ class _Flux2Model(PipelineModel):
         return shifted(self.pipeline.scheduler.config, even_times(num_steps), mu=mu)
 
     def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return the noise in the places of its tokens, and a negative prompt encoded, as klein's pipeline takes it."""
-        options = self.options
-        arguments = {
-            "guidance_scale": options.guidance_scale,
-            "latents": x.transpose(1, 2).unflatten(2, self._grid),
-        }
-        if self.is_guided and options.negative_prompt:
-            length = options.max_sequence_length
-            (row,) = self.encode_rows(
-                self.pipeline, [options.negative_prompt], max_sequence_length=length, device=self.device
-            )
-            arguments["negative_prompt_embeds"] = row["text"][None]
-        return arguments
+        """Return the noise in the places of its tokens."""
+        return {**super().pipeline_arguments(x), "latents": x.transpose(1, 2).unflatten(2, self._grid)}
 
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
@@ -121,6 +110,22 @@ class Flux2KleinModel(_Flux2Model):
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt takes, with the marks of the chat."""
         return super().count_tokens(as_chats(self.pipeline.tokenizer, prompts, thinking=False))
+
+    def call_arguments(self) -> dict[str, Any]:
+        """Return a negative prompt as one to be encoded, which is all that the pipeline takes."""
+        arguments = super().call_arguments()
+        if negative := arguments.pop("negative_prompt", ""):
+            arguments["negative_prompt_embeds"] = negative
+        return arguments
+
+    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
+        """Return a negative prompt as it is encoded."""
+        arguments = super().pipeline_arguments(x)
+        if negative := arguments.get("negative_prompt_embeds"):
+            length = self.options.max_sequence_length
+            (row,) = self.encode_rows(self.pipeline, [negative], max_sequence_length=length, device=self.device)
+            arguments["negative_prompt_embeds"] = row["text"][None]
+        return arguments
 
     @property
     def is_guided(self) -> bool:

@@ -240,24 +240,33 @@ class PipelineModel:
         cells = self.vae.cells(masks.to(self.device, torch.float32))
         return self.pack(cells) > 0.0
 
-    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return what the pipeline's own call takes for the guidance that is set and for the noise x."""
+    def call_arguments(self) -> dict[str, Any]:
+        """Return the pipeline's own call that draws as this model is set, as plain values that can be written down.
+
+        A text under a name that ends in `_embeds` is meant as the pipeline's `encode_prompt` encodes it.
+        """
         options = self.options
         negative = {"negative_prompt": options.negative_prompt} if self.is_guided else {}
-        return {"guidance_scale": options.guidance_scale, "latents": x, **negative}
+        return {
+            "height": options.height,
+            "width": options.width,
+            "guidance_scale": options.guidance_scale,
+            **negative,
+            "max_sequence_length": options.max_sequence_length,
+        }
+
+    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
+        """Return that call with all values as the pipeline takes them, and with the noise x."""
+        return {**self.call_arguments(), "latents": x}
 
     @torch.no_grad()
     def pipeline_picture(self, prompt: str, x: Tensor, *, num_steps: int) -> Tensor:
         """Return what diffusers' own loop draws from the noise x [1, *latent_shape]: a picture [3, H, W] in [0, 1]."""
-        options = self.options
         self.pipeline.set_progress_bar_config(disable=True)
         with self._at_work("vae", *self.text_encoders):
             drawn = self.pipeline(
                 prompt=prompt,
-                height=options.height,
-                width=options.width,
                 num_inference_steps=num_steps,
-                max_sequence_length=options.max_sequence_length,
                 output_type="pt",
                 return_dict=False,
                 **self.pipeline_arguments(x.to(self.device)),

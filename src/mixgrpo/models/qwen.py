@@ -85,11 +85,10 @@ class QwenImageModel(PipelineModel):
             return_dict=False,
         )[0]
 
-    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return the scale as `true_cfg_scale`."""
-        arguments = super().pipeline_arguments(x)
-        scale = arguments.pop("guidance_scale")
-        return {**arguments, "true_cfg_scale": scale}
+    def call_arguments(self) -> dict[str, Any]:
+        """Return the pipeline's own call, with the scale as `true_cfg_scale`."""
+        arguments = super().call_arguments()
+        return {"true_cfg_scale" if name == "guidance_scale" else name: value for name, value in arguments.items()}
 
     def guide(self, positive: Tensor, negative: Tensor) -> Tensor:
         """Combine both predictions and give every token the norm that it has with the prompt alone."""

@@ -131,10 +131,10 @@ class WanModel(ClipModel):
         positive, negative = self._predict(x, sigma, conditioning), self._predict_negative(x, sigma, conditioning)
         return negative + scale * (positive - negative)
 
-    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return what the pipeline's own call takes, with the second scale where there is one."""
+    def call_arguments(self) -> dict[str, Any]:
+        """Return the pipeline's own call, with the second scale where there is one."""
         second = {"guidance_scale_2": scale} if (scale := self.options.guidance_scale_2) else {}
-        return {**super().pipeline_arguments(x), **second}
+        return {**super().call_arguments(), **second}
 
     def pipeline_picture(self, prompt: str, x: Tensor, *, num_steps: int) -> Tensor:
         """Return what the pipeline's loop draws in Euler steps, which ours takes, between the same noise levels."""
