@@ -28,12 +28,13 @@ def choose_attention(transformer: Any, backend: str, *, autocast: torch.dtype | 
     Raises:
         ConfigError: if the backend cannot be used here, or the transformer's attention cannot be exchanged.
     """
-    attentions = [module for module in transformer.modules() if isinstance(module, (AttentionModuleMixin, Attention))]
+    kinds = (AttentionModuleMixin, Attention)
+    attentions: list[Any] = [module for module in transformer.modules() if isinstance(module, kinds)]
     if not any(hasattr(module.processor, "_attention_backend") for module in attentions):
         kind = type(attentions[0].processor).__name__ if attentions else "there is none"
         raise ConfigError(
-            f"model.attention {backend!r} would do nothing for this model: diffusers computes its attention ({kind}) by "
-            "torch's own function, whatever is asked for; set it to native"
+            f"model.attention {backend!r} would do nothing for this model: diffusers computes its attention ({kind}) "
+            "by torch's own function, whatever is asked for; set it to native"
         )
     try:
         transformer.set_attention_backend(backend)

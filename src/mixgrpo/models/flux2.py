@@ -4,7 +4,7 @@ Latents are packed 2 x 2 into tokens. Texts are three layers of a language model
 `max_sequence_length`; the padding is attended to, as in the pipelines.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from mixgrpo.models.base import times
 from mixgrpo.models.chat import as_chats
-from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
+from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.schedule import empirical_mu, even_times, shifted
 from mixgrpo.models.vae import BatchNormVae
@@ -84,11 +84,6 @@ class _Flux2Model(PipelineModel):
 class Flux2Model(_Flux2Model):
     """A `Flux2Pipeline`: the guidance scale is an embedding, there is no negative prompt."""
 
-    def __init__(self, pipeline: Flux2Pipeline, options: ModelOptions) -> None:
-        """Take a loaded pipeline and freeze it."""
-        super().__init__(pipeline, options)
-        refuse_negative_prompt(options, "FLUX.2")
-
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt takes, with the system's part of the chat."""
         # one at a time, since a processor of pictures and text pads several
@@ -99,13 +94,6 @@ class Flux2Model(_Flux2Model):
 
 class Flux2KleinModel(_Flux2Model):
     """A `Flux2KleinPipeline`: guidance is classifier-free, and the distilled models have none, whatever the scale."""
-
-    def __init__(self, pipeline: Flux2KleinPipeline, options: ModelOptions) -> None:
-        """Take a loaded pipeline and freeze it."""
-        super().__init__(pipeline, options)
-        self._is_distilled = self.pipeline.config.is_distilled
-        if self._is_distilled:
-            refuse_negative_prompt(options, "a distilled FLUX.2 klein")
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt takes, with the marks of the chat."""
@@ -127,7 +115,7 @@ class Flux2KleinModel(_Flux2Model):
             arguments["negative_prompt_embeds"] = row["text"][None]
         return arguments
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether the scale asks for a second call and the model is not distilled."""
-        return self.options.guidance_scale > 1.0 and not self._is_distilled
+    @classmethod
+    def guides(cls, guidance_scale: float, index: Mapping[str, Any]) -> bool:
+        """Return whether the scale asks for a second call and the model is not distilled."""
+        return guidance_scale > 1.0 and not index.get("is_distilled", False)

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mixgrpo.errors import ConfigError, ModelError
+from mixgrpo.errors import ModelError
 from mixgrpo.models.base import Conditioning
 from mixgrpo.models.comfyui import comfyui_tensors, unknown_layers
-from mixgrpo.models.options import ModelOptions
+from mixgrpo.models.options import ModelOptions, refuse_negatives
 from mixgrpo.models.prompt_cache import PromptCache
-from mixgrpo.models.registry import LORA_FILE
+from mixgrpo.models.registry import LORA_FILE, MODELS
 from mixgrpo.models.schedule import pipeline_sigmas
 from mixgrpo.models.vae import Vae
 from mixgrpo.visits import visiting
@@ -73,6 +73,7 @@ class PipelineModel:
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
+        self.check_negatives(())
 
     @classmethod
     def side_multiple(cls, parts: Parts) -> int:
@@ -84,6 +85,17 @@ class PipelineModel:
         """Return how many frames after the first become one in a clip's latent; 0: the family draws images only."""
         del parts
         return 0
+
+    @classmethod
+    def guides(cls, guidance_scale: float, index: Mapping[str, Any]) -> bool:
+        """Return whether a prediction takes two model calls, with the prompt and with a negative prompt.
+
+        Args:
+            guidance_scale: as in `ModelOptions`.
+            index: what `model_index.json` says, the pipeline's settings among it.
+        """
+        del guidance_scale, index
+        return False
 
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
@@ -127,7 +139,7 @@ class PipelineModel:
     @property
     def is_guided(self) -> bool:
         """Whether a prediction takes two model calls, with the prompt and with the negative prompt."""
-        return False
+        return self.guides(self.options.guidance_scale, self.pipeline.config)
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
         """Return the schedule of the family's own pipeline, num_steps + 1 values from 1 down to 0."""
@@ -160,18 +172,15 @@ class PipelineModel:
         return Conditioning(conditioning.tensors, self.collate(self._rows(led_from)))
 
     def check_negatives(self, negatives: Sequence[str]) -> None:
-        """Refuse negative prompts where nothing would read them.
+        """Refuse negative prompts, the model's too, where nothing would read them.
 
         Raises:
             ConfigError: if there is one.
         """
-        if self.is_guided or not (given := [negative for negative in negatives if negative]):
-            return
-        raise ConfigError(
-            f"prompts come with negative prompts ({len(given)} do), such as {given[0][:80]!r}, but this model as it is set "
-            "has no classifier-free guidance to read them: take the column negative_prompt out, or, where the family has "
-            "such a guidance, raise model.guidance_scale"
-        )
+        if not self.is_guided:
+            family, options = MODELS[self.pipeline_class].name, self.options
+            negative = options.negative_prompt
+            refuse_negatives(family, options.guidance_scale, negative_prompt=negative, negatives=negatives)
 
     def _rows(self, prompts: Sequence[str]) -> list[Row]:
         if self.prompt_cache is not None:

@@ -1,6 +1,6 @@
 """Qwen-Image as diffusers has it: latents are packed 2 x 2 into tokens, guidance is classifier-free and keeps norms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import QwenImagePipeline
@@ -54,10 +54,11 @@ class QwenImageModel(PipelineModel):
         """Return the VAE's factor times the packing's 2."""
         return 2 ** len(parts["vae"]["temperal_downsample"]) * 2
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether the scale asks for a second call."""
-        return self.options.guidance_scale > 1.0
+    @classmethod
+    def guides(cls, guidance_scale: float, index: Mapping[str, Any]) -> bool:
+        """Return whether the scale asks for a second call."""
+        del index
+        return guidance_scale > 1.0
 
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:

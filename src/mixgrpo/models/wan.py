@@ -6,7 +6,7 @@ is given; the pipeline repeats it for every patch, which fills memory and comes 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,11 @@ class WanModel(ClipModel):
         else:
             self.pipeline.transformer = transformer
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether the scale asks for a second call."""
-        return self.options.guidance_scale > 1.0
+    @classmethod
+    def guides(cls, guidance_scale: float, index: Mapping[str, Any]) -> bool:
+        """Return whether the scale asks for a second call."""
+        del index
+        return guidance_scale > 1.0
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
         """Return the pipeline's schedule, whose times come from the scheduler: UniPC's as shipped, or Euler's."""
