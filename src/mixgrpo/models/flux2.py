@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from mixgrpo.models.base import times
 from mixgrpo.models.chat import as_chats
+from mixgrpo.models.comfyui import FLUX2_LAYERS
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.schedule import empirical_mu, even_times, shifted
@@ -27,6 +28,7 @@ class _Flux2Model(PipelineModel):
 
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
+    comfyui_layers = FLUX2_LAYERS
 
     def __init__(self, pipeline: Flux2Pipeline | Flux2KleinPipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""

@@ -26,6 +26,10 @@ class HunyuanVideoModel(ClipModel):
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizer = "tokenizer"
     lora_targets = ATTENTION_TARGETS
+    no_comfyui = (
+        "ComfyUI reads adapters of HunyuanVideo only in the original checkpoint's layout, in which queries, keys and "
+        "values are one layer (double_blocks.0.img_attn_qkv)"
+    )
 
     def __init__(self, pipeline: HunyuanVideoPipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""

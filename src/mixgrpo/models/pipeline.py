@@ -44,7 +44,9 @@ class PipelineModel:
     float32_parts: tuple[str, ...] = ()
     """Parts of the pipeline that are loaded in float32 whatever the others are."""
     comfyui_layers: str = ""
-    """Pattern of the layers that ComfyUI reads an adapter for; empty: it is not known which."""
+    """Pattern of the layers that ComfyUI reads an adapter for under diffusers' names; empty: none, see `no_comfyui`."""
+    no_comfyui: str = "it is not known what ComfyUI calls the layers of this family"
+    """Why there is no such layer."""
 
     latent_shape: tuple[int, ...]
     """Shape of one sample's latent, as `velocity` takes it."""
@@ -325,7 +327,7 @@ class PipelineModel:
             Why it was not written; empty if it was.
         """
         if not self.comfyui_layers:
-            return "it is not known what ComfyUI calls the layers of this family"
+            return self.no_comfyui
         transformer = cast(Any, self.transformer)
         weights = cast("dict[str, Tensor]", get_peft_model_state_dict(transformer))
         if unknown := unknown_layers(weights, self.comfyui_layers):

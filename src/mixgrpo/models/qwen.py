@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.base import times
+from mixgrpo.models.comfyui import QWEN_LAYERS
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.video_vae import VideoVae
@@ -27,6 +28,7 @@ class QwenImageModel(PipelineModel):
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
     lora_targets = LORA_TARGETS
+    comfyui_layers = QWEN_LAYERS
 
     def __init__(self, pipeline: QwenImagePipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it.

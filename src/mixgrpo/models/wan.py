@@ -46,6 +46,10 @@ class WanModel(ClipModel):
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
     lora_targets = LORA_TARGETS
+    no_comfyui = (
+        "ComfyUI reads adapters of Wan only under the original checkpoint's names (blocks.0.self_attn.q), not under "
+        "diffusers' (blocks.0.attn1.to_q)"
+    )
     float32_parts = ("vae",)  # as Wan's own pages load it
     compares_in_euler_steps = True
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixgrpo.models.base import times
 from mixgrpo.models.chat import as_chats
+from mixgrpo.models.comfyui import Z_IMAGE_LAYERS
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.vae import ImageVae
@@ -29,6 +30,7 @@ class ZImageModel(PipelineModel):
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
     lora_targets = LORA_TARGETS
+    comfyui_layers = Z_IMAGE_LAYERS
 
     def __init__(self, pipeline: ZImagePipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""
