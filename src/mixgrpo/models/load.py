@@ -161,7 +161,8 @@ def _open_cache(
 
     index = read_index(source)
     parts = [*adapter.text_encoders, *(name for name in index if "tokenizer" in name or "processor" in name)]
-    return PromptCache(Path(folder).expanduser(), f"{fingerprint(source, parts)}-{dtype}", max_sequence_length)
+    identity = fingerprint(source, parts, pipeline=index["_class_name"])
+    return PromptCache(Path(folder).expanduser(), f"{identity}-{dtype}", max_sequence_length)
 
 
 def _load(
