@@ -98,24 +98,22 @@ def test_offloaded_parts_are_at_work_only_while_they_are_needed(
 ) -> None:
     expected = draw(load(*family), PROMPTS)
     model = load(*family)
-    guests, pipeline = Guests(monkeypatch), model.pipeline
+    pipeline = model.pipeline
     parts = {name: getattr(pipeline, name) for name in ("vae", *model.text_encoders)}
     model.offload()
-    seen: list[tuple[str, set[str]]] = []
+    guests = Guests(monkeypatch)  # only now: what was moved away from a GPU rests here
+    seen = []
 
-    def watch(name: str, method: str) -> None:
-        original = getattr(getattr(pipeline, name), method)
-
-        def spy(*args: Any, **kwargs: Any) -> Any:
+    def spy(name: str, original: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
             seen.append((name, {part for part, network in parts.items() if guests.away(network)}))
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(getattr(pipeline, name), method, spy)
+        return run
 
-    watch("transformer", "forward")
-    watch("vae", "decode")
-    for name in model.text_encoders:
-        watch(name, "forward")
+    for name, method in (("transformer", "forward"), ("vae", "decode"), *((part, "forward") for part in parts)):
+        part = getattr(pipeline, name)
+        monkeypatch.setattr(part, method, spy(name, getattr(part, method)))
     assert torch.equal(draw(model, PROMPTS), expected)
     encoders = set(model.text_encoders)
     for name, away in seen:

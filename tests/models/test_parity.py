@@ -59,7 +59,7 @@ def draw_with_diffusers(
     latents = torch.stack([noise.initial(index, None) for index in range(len(prompts))])
     tiny, height, width = TINY[name], model.options.height, model.options.width
     arguments = dict(tiny.call)
-    if "negative_prompt" in tiny.options or any(negatives(prompts)):
+    if tiny.calls == 2:
         led_from = [negative or tiny.options.get("negative_prompt", "") for negative in negatives(prompts)]
         arguments |= tiny.negative(pipeline, led_from, LENGTH)
     output = pipeline(

@@ -1,5 +1,6 @@
 """The model card of an export: what it says, against what the run's files say."""
 
+import ast
 import json
 import tomllib
 from collections.abc import Callable
@@ -102,6 +103,30 @@ def test_figures_are_those_of_the_log_and_the_exported_ones_stand_out(make_run: 
     figures = {row[0]: row for row in table(body, "figure")}
     assert figures["`ocr`"][1:3] == [f"{before:.3f}", f"{after:.3f}"]
     assert figures["`ocr`"][3].startswith(f"{after - before:+.3f}")
+
+
+def test_the_schedule_of_the_figures_is_told_from_the_pipelines_own(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    config = json.loads((run / "resolved.json").read_text())
+    config["rollout"]["shift"] = 2.5
+    (run / "resolved.json").write_text(json.dumps(config))
+    _, body = write(run, tmp_path / "a")
+    use = body.split("## Use")[1].split("\n## ")[0]
+    assert "pipeline's own noise schedule" in use
+    assert "time shift 2.5" in use
+
+
+def test_the_code_names_every_argument_and_takes_the_gpu_if_there_is_one(make_run: MakeRun, tmp_path: Path) -> None:
+    _, body = write(make_run(), tmp_path / "a", pipeline="Flux2Pipeline")
+    code = body.split("```python\n")[1].split("```")[0]
+    (call,) = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and _called(node) == "pipe"]
+    assert call.args == []
+    assert {"prompt", "height", "num_inference_steps"} <= {keyword.arg for keyword in call.keywords}
+    assert 'pipe.to("cuda" if torch.cuda.is_available()' in code
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.id if isinstance(node.func, ast.Name) else ""
 
 
 def test_many_evaluations_are_thinned_but_not_the_one_that_counts(make_run: MakeRun, tmp_path: Path) -> None:

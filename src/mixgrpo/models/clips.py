@@ -45,9 +45,9 @@ class ClipModel(PipelineModel):
         self._check_draws_images()
         return super().encode_mask(masks)
 
-    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return what the pipeline's own call takes, with the number of frames."""
-        return {**super().pipeline_arguments(x), "num_frames": self.options.num_frames}
+    def call_arguments(self) -> dict[str, Any]:
+        """Return the pipeline's own call, with the number of frames, also if it is 1, which no pipeline assumes."""
+        return {**super().call_arguments(), "num_frames": self.options.num_frames}
 
     def _check_draws_images(self) -> None:
         if self.options.num_frames > 1:

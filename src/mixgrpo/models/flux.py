@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixgrpo.models.base import times
 from mixgrpo.models.comfyui import FLUX_LAYERS
-from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
+from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.vae import ImageVae
 from mixgrpo.shapes.flux import LORA_TARGETS
@@ -26,7 +26,6 @@ class FluxModel(PipelineModel):
     def __init__(self, pipeline: FluxPipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""
         super().__init__(pipeline, options)
-        refuse_negative_prompt(options, "FLUX.1")
         self.vae = ImageVae(pipeline.vae)
         high, wide = (side // (2 * self.vae.factor) for side in (options.height, options.width))
         self.latent_shape = (high * wide, pipeline.transformer.config.in_channels)

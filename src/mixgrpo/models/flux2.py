@@ -4,7 +4,7 @@ Latents are packed 2 x 2 into tokens. Texts are three layers of a language model
 `max_sequence_length`; the padding is attended to, as in the pipelines.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,8 @@ from torch.nn.functional import pad
 
 from mixgrpo.models.base import times
 from mixgrpo.models.chat import as_chats
-from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
+from mixgrpo.models.comfyui import FLUX2_LAYERS
+from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.schedule import empirical_mu, even_times, shifted
 from mixgrpo.models.vae import BatchNormVae
@@ -27,6 +28,7 @@ class _Flux2Model(PipelineModel):
 
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
+    comfyui_layers = FLUX2_LAYERS
 
     def __init__(self, pipeline: Flux2Pipeline | Flux2KleinPipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""
@@ -49,19 +51,8 @@ class _Flux2Model(PipelineModel):
         return shifted(self.pipeline.scheduler.config, even_times(num_steps), mu=mu)
 
     def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return the noise in the places of its tokens, and a negative prompt encoded, as klein's pipeline takes it."""
-        options = self.options
-        arguments = {
-            "guidance_scale": options.guidance_scale,
-            "latents": x.transpose(1, 2).unflatten(2, self._grid),
-        }
-        if self.is_guided and options.negative_prompt:
-            length = options.max_sequence_length
-            (row,) = self.encode_rows(
-                self.pipeline, [options.negative_prompt], max_sequence_length=length, device=self.device
-            )
-            arguments["negative_prompt_embeds"] = row["text"][None]
-        return arguments
+        """Return the noise in the places of its tokens."""
+        return {**super().pipeline_arguments(x), "latents": x.transpose(1, 2).unflatten(2, self._grid)}
 
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
@@ -95,11 +86,6 @@ class _Flux2Model(PipelineModel):
 class Flux2Model(_Flux2Model):
     """A `Flux2Pipeline`: the guidance scale is an embedding, there is no negative prompt."""
 
-    def __init__(self, pipeline: Flux2Pipeline, options: ModelOptions) -> None:
-        """Take a loaded pipeline and freeze it."""
-        super().__init__(pipeline, options)
-        refuse_negative_prompt(options, "FLUX.2")
-
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt takes, with the system's part of the chat."""
         # one at a time, since a processor of pictures and text pads several
@@ -111,18 +97,27 @@ class Flux2Model(_Flux2Model):
 class Flux2KleinModel(_Flux2Model):
     """A `Flux2KleinPipeline`: guidance is classifier-free, and the distilled models have none, whatever the scale."""
 
-    def __init__(self, pipeline: Flux2KleinPipeline, options: ModelOptions) -> None:
-        """Take a loaded pipeline and freeze it."""
-        super().__init__(pipeline, options)
-        self._is_distilled = self.pipeline.config.is_distilled
-        if self._is_distilled:
-            refuse_negative_prompt(options, "a distilled FLUX.2 klein")
-
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt takes, with the marks of the chat."""
         return super().count_tokens(as_chats(self.pipeline.tokenizer, prompts, thinking=False))
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether the scale asks for a second call and the model is not distilled."""
-        return self.options.guidance_scale > 1.0 and not self._is_distilled
+    def call_arguments(self) -> dict[str, Any]:
+        """Return a negative prompt as one to be encoded, which is all that the pipeline takes."""
+        arguments = super().call_arguments()
+        if negative := arguments.pop("negative_prompt", ""):
+            arguments["negative_prompt_embeds"] = negative
+        return arguments
+
+    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
+        """Return a negative prompt as it is encoded."""
+        arguments = super().pipeline_arguments(x)
+        if negative := arguments.get("negative_prompt_embeds"):
+            length = self.options.max_sequence_length
+            (row,) = self.encode_rows(self.pipeline, [negative], max_sequence_length=length, device=self.device)
+            arguments["negative_prompt_embeds"] = row["text"][None]
+        return arguments
+
+    @classmethod
+    def guides(cls, guidance_scale: float, index: Mapping[str, Any]) -> bool:
+        """Return whether the scale asks for a second call and the model is not distilled."""
+        return guidance_scale > 1.0 and not index.get("is_distilled", False)

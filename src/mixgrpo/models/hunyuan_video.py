@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixgrpo.models.base import times
 from mixgrpo.models.clips import SIDES, ClipModel
-from mixgrpo.models.options import ModelOptions, refuse_negative_prompt
+from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, Row
 from mixgrpo.models.video_vae import VideoVae
 from mixgrpo.shapes.blocks import ATTENTION_TARGETS
@@ -26,11 +26,14 @@ class HunyuanVideoModel(ClipModel):
     text_encoders = ("text_encoder", "text_encoder_2")
     tokenizer = "tokenizer"
     lora_targets = ATTENTION_TARGETS
+    no_comfyui = (
+        "ComfyUI reads adapters of HunyuanVideo only in the original checkpoint's layout, in which queries, keys and "
+        "values are one layer (double_blocks.0.img_attn_qkv)"
+    )
 
     def __init__(self, pipeline: HunyuanVideoPipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""
         super().__init__(pipeline, options)
-        refuse_negative_prompt(options, "HunyuanVideo")
         vae: Any = pipeline.vae
         self.vae = VideoVae.with_scale(vae, factor=vae.config.spatial_compression_ratio)
         self.latent_shape = self.shape_of_latents(

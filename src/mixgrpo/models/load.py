@@ -77,7 +77,7 @@ def load_model(
     if prompt_cache:
         model.prompt_cache = _open_cache(folder, adapter, prompt_cache, dtype, max_sequence_length)
     _set_up_vae(pipeline.vae, vae_decoding)
-    _set_up(model.transformer, attention=attention, gradient_checkpointing=gradient_checkpointing)
+    _set_up(model, attention=attention, gradient_checkpointing=gradient_checkpointing)
     return model
 
 
@@ -98,12 +98,12 @@ def _set_up_vae(vae: Any, decoding: str) -> None:
         vae.enable_tiling()
 
 
-def _set_up(transformer: Any, *, attention: str, gradient_checkpointing: bool) -> None:
+def _set_up(model: "PipelineModel", *, attention: str, gradient_checkpointing: bool) -> None:
+    transformer: Any = model.transformer
     if attention != "native":
-        try:
-            transformer.set_attention_backend(attention)
-        except (ValueError, ImportError, RuntimeError) as error:
-            raise ConfigError(f"model.attention {attention!r} cannot be used here: {error}") from error
+        from mixgrpo.models.attention import choose_attention  # noqa: PLC0415 - loads diffusers
+
+        choose_attention(transformer, attention, autocast=model.options.autocast)
     if gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
 
@@ -161,7 +161,8 @@ def _open_cache(
 
     index = read_index(source)
     parts = [*adapter.text_encoders, *(name for name in index if "tokenizer" in name or "processor" in name)]
-    return PromptCache(Path(folder).expanduser(), f"{fingerprint(source, parts)}-{dtype}", max_sequence_length)
+    identity = fingerprint(source, parts, pipeline=index["_class_name"])
+    return PromptCache(Path(folder).expanduser(), f"{identity}-{dtype}", max_sequence_length)
 
 
 def _load(

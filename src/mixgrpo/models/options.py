@@ -1,5 +1,6 @@
 """How a pipeline is used: what `load_model` was asked for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,13 +30,18 @@ class ModelOptions:
     """What the transformer computes in; None: in the type of its weights."""
 
 
-def refuse_negative_prompt(options: ModelOptions, family: str) -> None:
-    """Refuse a negative prompt where nothing would read it.
+def refuse_negatives(family: str, guidance_scale: float, *, negative_prompt: str, negatives: Sequence[str]) -> None:
+    """Refuse negative prompts of a model that has no classifier-free guidance at this scale.
 
     Raises:
-        ConfigError: if there is one.
+        ConfigError: if the model or a prompt has one.
     """
-    if options.negative_prompt:
+    lack = f"{family} has no classifier-free guidance with model.guidance_scale {guidance_scale:g}, so nothing reads"
+    mend = "where the family has such a guidance, raise model.guidance_scale"
+    if negative_prompt:
+        raise ConfigError(f"model.negative_prompt: {lack} it; leave it empty, or, {mend}")
+    if given := [negative for negative in negatives if negative]:
         raise ConfigError(
-            f"model.negative_prompt: {family} takes guidance as an embedding and has no negative prompt; leave it empty"
+            f"prompts come with negative prompts ({len(given)} do), such as {given[0][:80]!r}, but {lack} them; "
+            f"take the column negative_prompt out, or, {mend}"
         )

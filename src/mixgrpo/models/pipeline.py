@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mixgrpo.errors import ConfigError, ModelError
+from mixgrpo.errors import ModelError
 from mixgrpo.models.base import Conditioning
 from mixgrpo.models.comfyui import comfyui_tensors, unknown_layers
-from mixgrpo.models.options import ModelOptions
+from mixgrpo.models.options import ModelOptions, refuse_negatives
 from mixgrpo.models.prompt_cache import PromptCache
-from mixgrpo.models.registry import LORA_FILE
+from mixgrpo.models.registry import LORA_FILE, MODELS
 from mixgrpo.models.schedule import pipeline_sigmas
 from mixgrpo.models.vae import Vae
 from mixgrpo.visits import visiting
@@ -44,7 +44,9 @@ class PipelineModel:
     float32_parts: tuple[str, ...] = ()
     """Parts of the pipeline that are loaded in float32 whatever the others are."""
     comfyui_layers: str = ""
-    """Pattern of the layers that ComfyUI reads an adapter for; empty: it is not known which."""
+    """Pattern of the layers that ComfyUI reads an adapter for under diffusers' names; empty: none, see `no_comfyui`."""
+    no_comfyui: str = "it is not known what ComfyUI calls the layers of this family"
+    """Why there is no such layer."""
 
     latent_shape: tuple[int, ...]
     """Shape of one sample's latent, as `velocity` takes it."""
@@ -73,6 +75,7 @@ class PipelineModel:
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
+        self.check_negatives(())
 
     @classmethod
     def side_multiple(cls, parts: Parts) -> int:
@@ -84,6 +87,17 @@ class PipelineModel:
         """Return how many frames after the first become one in a clip's latent; 0: the family draws images only."""
         del parts
         return 0
+
+    @classmethod
+    def guides(cls, guidance_scale: float, index: Mapping[str, Any]) -> bool:
+        """Return whether a prediction takes two model calls, with the prompt and with a negative prompt.
+
+        Args:
+            guidance_scale: as in `ModelOptions`.
+            index: what `model_index.json` says, the pipeline's settings among it.
+        """
+        del guidance_scale, index
+        return False
 
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
@@ -127,7 +141,7 @@ class PipelineModel:
     @property
     def is_guided(self) -> bool:
         """Whether a prediction takes two model calls, with the prompt and with the negative prompt."""
-        return False
+        return self.guides(self.options.guidance_scale, self.pipeline.config)
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
         """Return the schedule of the family's own pipeline, num_steps + 1 values from 1 down to 0."""
@@ -160,18 +174,15 @@ class PipelineModel:
         return Conditioning(conditioning.tensors, self.collate(self._rows(led_from)))
 
     def check_negatives(self, negatives: Sequence[str]) -> None:
-        """Refuse negative prompts where nothing would read them.
+        """Refuse negative prompts, the model's too, where nothing would read them.
 
         Raises:
             ConfigError: if there is one.
         """
-        if self.is_guided or not (given := [negative for negative in negatives if negative]):
-            return
-        raise ConfigError(
-            f"prompts come with negative prompts ({len(given)} do), such as {given[0][:80]!r}, but this model as it is "
-            "set has no classifier-free guidance to read them: take the column negative_prompt out, or, where the "
-            "family has such a guidance, raise model.guidance_scale"
-        )
+        if not self.is_guided:
+            family, options = MODELS[self.pipeline_class].name, self.options
+            negative = options.negative_prompt
+            refuse_negatives(family, options.guidance_scale, negative_prompt=negative, negatives=negatives)
 
     def _rows(self, prompts: Sequence[str]) -> list[Row]:
         if self.prompt_cache is not None:
@@ -240,24 +251,33 @@ class PipelineModel:
         cells = self.vae.cells(masks.to(self.device, torch.float32))
         return self.pack(cells) > 0.0
 
-    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return what the pipeline's own call takes for the guidance that is set and for the noise x."""
+    def call_arguments(self) -> dict[str, Any]:
+        """Return the pipeline's own call that draws as this model is set, as plain values that can be written down.
+
+        A text under a name that ends in `_embeds` is meant as the pipeline's `encode_prompt` encodes it.
+        """
         options = self.options
         negative = {"negative_prompt": options.negative_prompt} if self.is_guided else {}
-        return {"guidance_scale": options.guidance_scale, "latents": x, **negative}
+        return {
+            "height": options.height,
+            "width": options.width,
+            "guidance_scale": options.guidance_scale,
+            **negative,
+            "max_sequence_length": options.max_sequence_length,
+        }
+
+    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
+        """Return that call with all values as the pipeline takes them, and with the noise x."""
+        return {**self.call_arguments(), "latents": x}
 
     @torch.no_grad()
     def pipeline_picture(self, prompt: str, x: Tensor, *, num_steps: int) -> Tensor:
         """Return what diffusers' own loop draws from the noise x [1, *latent_shape]: a picture [3, H, W] in [0, 1]."""
-        options = self.options
         self.pipeline.set_progress_bar_config(disable=True)
         with self._at_work("vae", *self.text_encoders):
             drawn = self.pipeline(
                 prompt=prompt,
-                height=options.height,
-                width=options.width,
                 num_inference_steps=num_steps,
-                max_sequence_length=options.max_sequence_length,
                 output_type="pt",
                 return_dict=False,
                 **self.pipeline_arguments(x.to(self.device)),
@@ -307,7 +327,7 @@ class PipelineModel:
             Why it was not written; empty if it was.
         """
         if not self.comfyui_layers:
-            return "it is not known what ComfyUI calls the layers of this family"
+            return self.no_comfyui
         transformer = cast(Any, self.transformer)
         weights = cast("dict[str, Tensor]", get_peft_model_state_dict(transformer))
         if unknown := unknown_layers(weights, self.comfyui_layers):

@@ -1,7 +1,8 @@
 """Encoded prompts on disk, so that text encoders need not stay in memory beside the model that is trained.
 
-A prompt's file is found by what it depends on: the text encoders and their tokenizers, the prompt, and the length it
-is cut to. Another model, a changed one or another length has other files; nothing is ever out of date.
+A prompt's file is found by what it depends on: the text encoders and their tokenizers, the code that runs them, the
+prompt, and the length it is cut to. Another model, a changed one, other versions of the libraries or another length
+have other files; nothing is ever out of date.
 
 Processes that share a cache fill it together. Prompts lie in 256 subfolders, whatever list a process was given; a
 process takes subfolders by their locks, encodes what they lack, and leaves alone those that others hold. The lock of a
@@ -14,6 +15,8 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,6 +27,15 @@ from torch import Tensor
 from mixgrpo.errors import ModelError
 from mixgrpo.locks import try_lock
 
+_ENCODING = 1
+"""Version of our own encoding: raise it with every change to what some family's `encode_rows` returns."""
+
+_LIBRARIES = ("diffusers", "transformers")
+"""Whose code encodes prompts: templates of chats, cleaning and padding are in it."""
+
+_WEIGHTS = frozenset((".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pb", ".pt", ".pth"))
+"""Weights in forms that are never read here."""
+
 _SAMPLED = 4096
 """Bytes that are read of every tensor: whoever trains an encoder changes all its tensors, all over."""
 
@@ -31,20 +43,29 @@ _WAIT = 0.5
 """Seconds after which a process that has nothing to do but wait looks again."""
 
 
-def fingerprint(folder: Path, parts: Sequence[str]) -> str:
-    """Return what identifies the `parts` (text encoders and tokenizers) of the diffusers folder `folder`.
+def fingerprint(folder: Path, parts: Sequence[str], *, pipeline: str) -> str:
+    """Return what identifies how prompts are encoded by `parts` of the diffusers folder `folder`.
 
-    Small files count whole; of a weights file the header, and the first bytes of every tensor.
+    Of a weights file the header counts, and the first bytes of every tensor; all other files count whole, hidden ones
+    not. Besides them, the code counts: the pipeline's class, the versions of the libraries and of our own encoding, and
+    whether there is ftfy, with which some pipelines clean prompts.
+
+    Args:
+        folder: the model.
+        parts: its text encoders and tokenizers.
+        pipeline: class of the pipeline.
     """
-    digest = hashlib.sha256()
+    libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
+    code = [pipeline, f"encoding {_ENCODING}", *libraries, f"ftfy {find_spec('ftfy') is not None}"]
+    digest = hashlib.sha256(json.dumps(code).encode())
     for part in sorted(parts):
         for file in sorted((folder / part).rglob("*")):
-            if file.suffix == ".safetensors":
-                digest.update(f"{part}/{file.name}\n".encode())
-                digest.update(_weights_digest(file))
-            elif file.suffix in (".json", ".txt", ".model"):
-                digest.update(f"{part}/{file.name}\n".encode())
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
+            name = file.relative_to(folder)
+            if file.is_dir() or file.suffix in _WEIGHTS or any(each.startswith(".") for each in name.parts):
+                continue
+            is_read_in_parts = file.suffix == ".safetensors"
+            content = _weights_digest(file) if is_read_in_parts else hashlib.sha256(file.read_bytes()).digest()
+            digest.update(f"{name.as_posix()}\n".encode() + content)
     return digest.hexdigest()[:32]
 
 

@@ -1,6 +1,6 @@
 """Qwen-Image as diffusers has it: latents are packed 2 x 2 into tokens, guidance is classifier-free and keeps norms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import QwenImagePipeline
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models.base import times
+from mixgrpo.models.comfyui import QWEN_LAYERS
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.video_vae import VideoVae
@@ -27,6 +28,7 @@ class QwenImageModel(PipelineModel):
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
     lora_targets = LORA_TARGETS
+    comfyui_layers = QWEN_LAYERS
 
     def __init__(self, pipeline: QwenImagePipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it.
@@ -54,10 +56,11 @@ class QwenImageModel(PipelineModel):
         """Return the VAE's factor times the packing's 2."""
         return 2 ** len(parts["vae"]["temperal_downsample"]) * 2
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether the scale asks for a second call."""
-        return self.options.guidance_scale > 1.0
+    @classmethod
+    def guides(cls, guidance_scale: float, index: Mapping[str, Any]) -> bool:
+        """Return whether the scale asks for a second call."""
+        del index
+        return guidance_scale > 1.0
 
     @staticmethod
     def encode_rows(pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int, device: Device) -> list[Row]:
@@ -85,11 +88,10 @@ class QwenImageModel(PipelineModel):
             return_dict=False,
         )[0]
 
-    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return the scale as `true_cfg_scale`."""
-        arguments = super().pipeline_arguments(x)
-        scale = arguments.pop("guidance_scale")
-        return {**arguments, "true_cfg_scale": scale}
+    def call_arguments(self) -> dict[str, Any]:
+        """Return the pipeline's own call, with the scale as `true_cfg_scale`."""
+        arguments = super().call_arguments()
+        return {"true_cfg_scale" if name == "guidance_scale" else name: value for name, value in arguments.items()}
 
     def guide(self, positive: Tensor, negative: Tensor) -> Tensor:
         """Combine both predictions and give every token the norm that it has with the prompt alone."""

@@ -2,9 +2,14 @@
 
 import importlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError
 
 from mixgrpo.errors import ModelError
 from mixgrpo.shapes.files import BUNDLED, bundled_folder, is_hub_id
@@ -12,6 +17,9 @@ from mixgrpo.shapes.files import BUNDLED, bundled_folder, is_hub_id
 if TYPE_CHECKING:
     from mixgrpo.models.pipeline import PipelineModel
 
+
+_INDEX = "model_index.json"
+"""Names the class of a pipeline and of its parts, and holds the pipeline's settings."""
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Where diffusers looks for an adapter in a folder."""
@@ -44,35 +52,70 @@ MODELS = {
 
 
 def find_model(path_or_hub_id: str, revision: str) -> "tuple[Path, type[PipelineModel]]":
-    """Return the folder of a model, downloaded if it is on the hub, and its adapter."""
-    if not is_hub_id(path_or_hub_id) or path_or_hub_id in BUNDLED:
-        folder = find_folder(path_or_hub_id)
-        return folder, _adapter(read_index(folder).get("_class_name"), path_or_hub_id)
+    """Return the folder of a model, downloaded if it is on the hub, and its adapter.
+
+    Raises:
+        ModelError: if there is no such model, it cannot be downloaded, or it is of an unknown family.
+    """
+    index = find_index(path_or_hub_id, revision)  # first, as a family without adapter need not be downloaded
+    adapter = find_adapter(index, path_or_hub_id)
+    if not _is_on_hub(path_or_hub_id):
+        return find_folder(path_or_hub_id), adapter
     from diffusers import DiffusionPipeline  # noqa: PLC0415 - a wrong folder is found without it
 
-    hub: dict[str, Any] = {"revision": revision} if revision else {}
-    try:
-        index: Any = DiffusionPipeline.load_config(path_or_hub_id, **hub)
-        adapter = _adapter(index.get("_class_name"), path_or_hub_id)
-        downloaded: Any = DiffusionPipeline.download(path_or_hub_id, use_safetensors=True, **hub)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {path_or_hub_id!r} cannot be downloaded: {error}") from error
+    with _downloading(path_or_hub_id):
+        downloaded: Any = DiffusionPipeline.download(path_or_hub_id, use_safetensors=True, **_at(revision))
     return Path(downloaded), adapter
 
 
-def _adapter(pipeline: object, source: str) -> "type[PipelineModel]":
-    """Return the adapter of a pipeline class.
+def find_index(path_or_hub_id: str, revision: str) -> dict[str, Any]:
+    """Return what the `model_index.json` of a model says; of one on the hub only that is downloaded.
+
+    Raises:
+        ModelError: as `find_model`.
+    """
+    if not _is_on_hub(path_or_hub_id):
+        return read_index(find_folder(path_or_hub_id))
+    with _downloading(path_or_hub_id):
+        return read_index(Path(hf_hub_download(path_or_hub_id, _INDEX, **_at(revision))).parent)
+
+
+def _is_on_hub(path_or_hub_id: str) -> bool:
+    return is_hub_id(path_or_hub_id) and path_or_hub_id not in BUNDLED
+
+
+def _at(revision: str) -> dict[str, Any]:
+    return {"revision": revision} if revision else {}
+
+
+@contextmanager
+def _downloading(hub_id: str) -> Iterator[None]:
+    """Turn what can go wrong meanwhile into a ModelError, whose text is one line."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise ModelError(
+            f"model {hub_id!r} cannot be downloaded: it is gated; accept its terms on https://huggingface.co/{hub_id}, "
+            "and log in here with hf auth login"
+        ) from error
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ModelError(f"model {hub_id!r} cannot be downloaded: {said}") from error
+
+
+def find_adapter(index: Mapping[str, Any], source: str) -> "type[PipelineModel]":
+    """Return the adapter of the pipeline class that `model_index.json` names; `source` is what the user called it.
 
     Raises:
         ModelError: if it has none.
     """
-    module, _, name = _family(pipeline, source).adapter.partition(":")
+    module, _, name = _family(index.get("_class_name"), source).adapter.partition(":")
     return getattr(importlib.import_module(f"mixgrpo.models.{module}"), name)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     """Return what `model_index.json` says."""
-    return json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return json.loads((folder / _INDEX).read_text(encoding="utf-8"))
 
 
 def find_folder(path: str) -> Path:
@@ -82,7 +125,7 @@ def find_folder(path: str) -> Path:
         ModelError: if it holds no model of a known family.
     """
     folder = bundled_folder(path) if path in BUNDLED else Path(path)
-    file = folder / "model_index.json"
+    file = folder / _INDEX
     if (folder / LORA_FILE).is_file() and not file.is_file():
         raise ModelError(
             f"model {str(folder)!r} is an adapter alone, which sample, evaluate and edit take; where a whole model is "

@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and 3.5 as diffusers have them: latents are images, guidance is classifier-free."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import StableDiffusion3Pipeline
@@ -39,10 +39,11 @@ class StableDiffusion3Model(PipelineModel):
         """Return the VAE's factor times the transformer's patch."""
         return 2 ** (len(parts["vae"]["block_out_channels"]) - 1) * parts["transformer"]["patch_size"]
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether the scale asks for a second call."""
-        return self.options.guidance_scale > 1.0
+    @classmethod
+    def guides(cls, guidance_scale: float, index: Mapping[str, Any]) -> bool:
+        """Return whether the scale asks for a second call."""
+        del index
+        return guidance_scale > 1.0
 
     @property
     def image_tokens(self) -> int:

@@ -6,7 +6,7 @@ is given; the pipeline repeats it for every patch, which fills memory and comes 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class WanModel(ClipModel):
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
     lora_targets = LORA_TARGETS
+    no_comfyui = (
+        "ComfyUI reads adapters of Wan only under the original checkpoint's names (blocks.0.self_attn.q), not under "
+        "diffusers' (blocks.0.attn1.to_q)"
+    )
     float32_parts = ("vae",)  # as Wan's own pages load it
     compares_in_euler_steps = True
 
@@ -89,10 +93,11 @@ class WanModel(ClipModel):
         else:
             self.pipeline.transformer = transformer
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether the scale asks for a second call."""
-        return self.options.guidance_scale > 1.0
+    @classmethod
+    def guides(cls, guidance_scale: float, index: Mapping[str, Any]) -> bool:
+        """Return whether the scale asks for a second call."""
+        del index
+        return guidance_scale > 1.0
 
     def sigmas(self, num_steps: int) -> tuple[float, ...]:
         """Return the pipeline's schedule, whose times come from the scheduler: UniPC's as shipped, or Euler's."""
@@ -131,10 +136,10 @@ class WanModel(ClipModel):
         positive, negative = self._predict(x, sigma, conditioning), self._predict_negative(x, sigma, conditioning)
         return negative + scale * (positive - negative)
 
-    def pipeline_arguments(self, x: Tensor) -> dict[str, Any]:
-        """Return what the pipeline's own call takes, with the second scale where there is one."""
+    def call_arguments(self) -> dict[str, Any]:
+        """Return the pipeline's own call, with the second scale where there is one."""
         second = {"guidance_scale_2": scale} if (scale := self.options.guidance_scale_2) else {}
-        return {**super().pipeline_arguments(x), **second}
+        return {**super().call_arguments(), **second}
 
     def pipeline_picture(self, prompt: str, x: Tensor, *, num_steps: int) -> Tensor:
         """Return what the pipeline's loop draws in Euler steps, which ours takes, between the same noise levels."""

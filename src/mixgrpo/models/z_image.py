@@ -4,7 +4,7 @@ Its transformer counts time from noise (0) to data (1), predicts x0 - noise, and
 length of its own. The pipeline's `cfg_normalization` and `cfg_truncation` are at their defaults, which do nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mixgrpo.models.base import times
 from mixgrpo.models.chat import as_chats
+from mixgrpo.models.comfyui import Z_IMAGE_LAYERS
 from mixgrpo.models.options import ModelOptions
 from mixgrpo.models.pipeline import Device, Parts, PipelineModel, Row
 from mixgrpo.models.vae import ImageVae
@@ -29,6 +30,7 @@ class ZImageModel(PipelineModel):
     text_encoders = ("text_encoder",)
     tokenizer = "tokenizer"
     lora_targets = LORA_TARGETS
+    comfyui_layers = Z_IMAGE_LAYERS
 
     def __init__(self, pipeline: ZImagePipeline, options: ModelOptions) -> None:
         """Take a loaded pipeline and freeze it."""
@@ -42,10 +44,11 @@ class ZImageModel(PipelineModel):
         """Return the VAE's factor times the transformer's patch."""
         return 2 ** (len(parts["vae"]["block_out_channels"]) - 1) * PATCH
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether the scale asks for a second call."""
-        return self.options.guidance_scale > 0.0
+    @classmethod
+    def guides(cls, guidance_scale: float, index: Mapping[str, Any]) -> bool:
+        """Return whether the scale asks for a second call."""
+        del index
+        return guidance_scale > 0.0
 
     @property
     def image_tokens(self) -> int:

@@ -142,6 +142,12 @@ def _usage(run: Run, exported: Exported, where: str) -> str:
     base = "" if base_label(exported.base) == exported.base else f"path/to/{base_label(exported.base)}"
     code = loading_code(exported, where, prompt=run.prompts[0] if run.prompts else "a prompt", base=base)
     text = "## Use\n\n```python\n" + "\n".join(code) + "\n```"
+    if (shift := run.setting("rollout.shift")) is not None:
+        text += (
+            "\n\nThis draws with the pipeline's own noise schedule. Held-out pictures and figures were drawn as in "
+            f"training, with time shift {shift:g}: sigma = {shift:g} u / (1 + ({shift:g} - 1) u), for even steps of u "
+            "from 1 down to 0. The same noise can give other pictures."
+        )
     if exported.has_comfyui:
         place = "" if exported.is_adapter else "lora/"
         text += (

@@ -1,7 +1,7 @@
 """What an exported folder is: its `mixgrpo.json`, and the Python that loads it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from mixgrpo.shapes.files import BUNDLED
 MARKER = "mixgrpo.json"
 """Says of a folder that we wrote it, and from what."""
 
-_CALL = ("height", "width", "num_frames", "guidance_scale", "guidance_scale_2", "max_sequence_length")
-"""Settings of a model that its pipeline's call takes under the same names."""
+_ENCODED = "_embeds"
+"""How arguments of a pipeline's call end that take a text as it is encoded."""
 _FRAMES_PER_SECOND = 16
 
 
@@ -32,8 +32,11 @@ class Exported:
     pipeline: str = "DiffusionPipeline"
     """Class in diffusers that loads it."""
     dtype: str = "float32"
+    float32_parts: Sequence[str] = ()
+    """Parts of the pipeline that stay in float32 whatever `dtype` is."""
     call: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of the pipeline's call with which held-out images were drawn."""
+    """Arguments of the pipeline's call as held-out images were drawn; a text for one that ends in `_embeds` is to be
+    encoded."""
     has_comfyui: bool = False
     second_adapter: str = ""
     """File, in a folder beside the adapter's own, for the second of two transformers."""
@@ -50,18 +53,10 @@ class Exported:
         """Whether it draws clips."""
         return self.call.get("num_frames", 1) > 1
 
-
-def call_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a pipeline's call that a run's resolved config says."""
-    model = config["model"]
-    found = {name: model[name] for name in _CALL if name in model}
-    if found.get("num_frames") == 1:
-        del found["num_frames"]
-    if found.get("guidance_scale_2") == 0:
-        del found["guidance_scale_2"]
-    if model.get("negative_prompt"):
-        found["negative_prompt"] = model["negative_prompt"]
-    return {**found, "num_inference_steps": config["eval"]["num_steps"]}
+    @property
+    def draws_frames(self) -> bool:
+        """Whether its pipeline is one of clips, of one frame or more."""
+        return "num_frames" in self.call
 
 
 def write_marker(exported: Exported, folder: Path) -> None:
@@ -95,29 +90,55 @@ def loading_code(exported: Exported, where: str, *, prompt: str = "a prompt", ba
         prompt: what is drawn.
         base: what the base model is called there, if not as in the config.
     """
-    source, imports = _quoted(where), [f"from diffusers import {exported.pipeline}"]
+    source, imports = _quoted(where), ["import torch", f"from diffusers import {exported.pipeline}"]
     if exported.is_adapter:
         source = _quoted(base or exported.base)
         if exported.base in BUNDLED:
             source = f"bundled_folder({_quoted(exported.base)})"
             imports.append("from mixgrpo.models import bundled_folder")
-    dtype = ""
-    if exported.dtype != "float32":
-        imports.insert(0, "import torch")
-        dtype = f", dtype=torch.{exported.dtype}"
     if exported.is_video:
         imports.append("from diffusers.utils import export_to_video")
-    lines = [*imports, "", f"pipe = {exported.pipeline}.from_pretrained({source}{dtype})"]
+    lines = [*imports, "", f"pipe = {exported.pipeline}.from_pretrained({source}{_dtype(exported)})"]
     if exported.is_adapter:
         lines.append(f"pipe.load_lora_weights({_quoted(where)})")
         if exported.second_adapter:
             second = f"weight_name={_quoted(exported.second_adapter)}, load_into_transformer_2=True"
             lines.append(f"pipe.load_lora_weights({_quoted(where)}, {second})")
-    lines += ["result = pipe(", f"    {_quoted(prompt)},"]
-    lines += [f"    {name}={_quoted(v) if isinstance(v, str) else v}," for name, v in exported.call.items()]
+    lines.append('pipe.to("cuda" if torch.cuda.is_available() else "cpu")')
+    return [*lines, *_call(exported, prompt), *_saving(exported)]
+
+
+def _dtype(exported: Exported) -> str:
+    if exported.dtype == "float32":
+        return ""
+    kept = "".join(f", {_quoted(part)}: torch.float32" for part in exported.float32_parts)
+    return (
+        f", dtype={{{_quoted('default')}: torch.{exported.dtype}{kept}}}" if kept else f", dtype=torch.{exported.dtype}"
+    )
+
+
+def _call(exported: Exported, prompt: str) -> list[str]:
+    """Return the lines of the pipeline's call; every argument by its name, as not all pipelines have `prompt` first."""
+    before: list[str] = []
+    lines = ["result = pipe(", f"    prompt={_quoted(prompt)},"]
+    for name, value in exported.call.items():
+        shown = _quoted(value) if isinstance(value, str) else value
+        if isinstance(value, str) and name.endswith(_ENCODED):
+            length = exported.call["max_sequence_length"]
+            encoded = f"pipe.encode_prompt({shown}, max_sequence_length={length})[0]"
+            shown = name.removesuffix(_ENCODED)
+            before += ["with torch.no_grad():", f"    {shown} = {encoded}"]
+        lines.append(f"    {name}={shown},")
+    if exported.draws_frames:
+        lines.append(f"    output_type={_quoted('pil')},")
+    return [*before, *lines, ")"]
+
+
+def _saving(exported: Exported) -> list[str]:
     if exported.is_video:
-        return [*lines, ")", f'export_to_video(result.frames[0], "clip.mp4", fps={_FRAMES_PER_SECOND})']
-    return [*lines, ")", 'result.images[0].save("image.png")']
+        return [f'export_to_video(result.frames[0], "clip.mp4", fps={_FRAMES_PER_SECOND})']
+    picture = "frames[0][0]" if exported.draws_frames else "images[0]"
+    return [f'result.{picture}.save("image.png")']
 
 
 def _quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from mixgrpo.errors import CheckpointError, ConfigError
 from mixgrpo.models import FlowModel, load_model
 from mixgrpo.models.registry import SECOND_LORA_FILE
 from mixgrpo.report.card import write_card
-from mixgrpo.report.exported import MARKER, Exported, call_arguments, write_marker
+from mixgrpo.report.exported import MARKER, Exported, write_marker
 from mixgrpo.train.checkpoint import Which, find_checkpoint, load_weights
 from mixgrpo.train.policy import Policy
 
@@ -113,7 +113,8 @@ def export_run(
         is_adapter=is_adapter,
         pipeline=policy.model.pipeline_class,
         dtype=config.model.dtype,
-        call=call_arguments(config.model_dump(mode="json")),
+        float32_parts=policy.model.float32_parts,
+        call={**policy.model.call_arguments(), "num_inference_steps": config.eval.num_steps},
         second_adapter=SECOND_LORA_FILE if (writing / SECOND_LORA_FILE).is_file() else "",
         has_comfyui=policy.uses_lora and not no_comfyui,
         no_comfyui=no_comfyui,
