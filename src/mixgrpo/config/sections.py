@@ -65,9 +65,9 @@ class ModelConfig(Section):
     """CPU threads of torch. 0: as many as torch takes by itself."""
 
     def arguments(self, *, drawing: bool) -> dict[str, Any]:
-        """Return arguments of `load_model`: for training, or for `drawing`, with any prompt and in whole weights."""
+        """Return arguments of `load_model`: for training, or for `drawing`, which takes prompts that no cache has."""
         others = {"path", "threads", "compile"}
-        return self.model_dump(exclude={*others, "prompt_cache", "quantize"} if drawing else others)
+        return self.model_dump(exclude={*others, "prompt_cache"} if drawing else others)
 
 
 class PromptsConfig(Section):
@@ -319,7 +319,8 @@ class LoraConfig(Section):
     alpha: Positive = 64
     """Scale of the adapters (alpha / rank)."""
     target_modules: tuple[str, ...] = ()
-    """Names of the layers that get an adapter. Empty: the family's attention and feed-forward layers."""
+    """Names of the layers that get an adapter. Empty: attention layers, and for the families FLUX.1, FLUX.2, Qwen-Image
+    and Z-Image feed-forward layers too."""
 
 
 class EvalConfig(Section):

@@ -12,6 +12,7 @@ from mixgrpo.cost.memory import estimate_memory
 from mixgrpo.cost.operations import shape_of, training_of
 from mixgrpo.data.sets import PromptSets
 from mixgrpo.doctor.finding import Finding, size
+from mixgrpo.doctor.shortage import remedies
 from mixgrpo.errors import MixGRPOError, ModelError
 from mixgrpo.models.load import check_quantize
 from mixgrpo.shapes import Shape
@@ -59,15 +60,7 @@ def check_memory(config: Config, *, available: int | None = None) -> Finding:
     words = f"about {size(need)} needed on one device, which has {size(have)}"
     if need <= _HEADROOM * have:
         return Finding("memory", "ok", words)
-    remedies = (
-        ("train adapters: --lora.rank 32", config.lora.rank == 0),
-        ("--model.gradient-checkpointing true", not config.model.gradient_checkpointing),
-        ("--loss.micro-batch 1 --rollout.micro-batch 1", max(config.loss.micro_batch, config.rollout.micro_batch) > 1),
-        ("--model.prompt-cache DIR", not config.model.prompt_cache),
-        ("--model.quantize int8", config.lora.rank > 0 and config.model.quantize == "off"),
-        ("a smaller --model.height and --model.width", True),
-    )
-    return Finding("memory", "problem", words, "; ".join(words for words, helps in remedies if helps))
+    return Finding("memory", "problem", words, "; ".join(remedy.flags for remedy in remedies(config)))
 
 
 def check_disk(config: Config, sets: PromptSets | None, *, download: int, downloads: Path, run: Path) -> list[Finding]:
