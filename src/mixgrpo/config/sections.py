@@ -363,8 +363,9 @@ class GuardConfig(Section):
     """Stop when more than this share of an iteration's samples could not be scored by one reward."""
     max_skipped_updates: Positive = 5
     """Stop after this many updates in a row with a non-finite loss or gradient."""
-    max_reward_drop: Fraction = 0.4
-    """Stop when a trained reward's mean over ten iterations is this share below that of the first ten."""
+    max_reward_drop_std: float = Field(default=1.5, gt=0.0)
+    """Stop when a trained reward's mean over ten iterations is this many standard deviations of the first ten
+    iterations' samples below the first ten's mean."""
     min_diversity: Fraction = 0.5
     """Raise an alarm, and go on, when the diversity of a prompt's images falls below this share of what it was before
     training. 0: never."""
