@@ -36,6 +36,10 @@ class TrainingError(MixGRPOError, RuntimeError):
     """A run cannot go on: non-finite losses in a row, or a collapsed reward."""
 
 
+class DeviceMemoryError(MixGRPOError, RuntimeError):
+    """The memory of a device is too small for what the settings ask of it."""
+
+
 class CheckpointError(MixGRPOError, ValueError):
     """A checkpoint or a run folder is missing, incomplete or does not fit the settings."""
 

@@ -1,5 +1,7 @@
 """`mixgrpo export` as a user meets it: what is written, said and uploaded. A fake hub keeps what it gets."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +11,17 @@ from typing import Any
 import httpx2
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 
 from mixgrpo.cli import main
+from mixgrpo.commands import sample
+from mixgrpo.commands.models import Drawing, read_drawing
+from mixgrpo.config.load import load_config
 from mixgrpo.config.schema import Config
+from mixgrpo.errors import CheckpointError
 from mixgrpo.models.pipeline import PipelineModel
 from mixgrpo.train.loop import train
 
@@ -185,9 +193,93 @@ def test_sample_and_evaluate_take_an_adapter_as_they_take_its_run(
         assert main(["sample", *model, *line, "--output", str(tmp_path / name)]) == 0
     assert (tmp_path / "of-run" / "0000.png").read_bytes() == (tmp_path / "of-adapter" / "0000.png").read_bytes()
     assert main(["evaluate", str(lora_run / "export"), "--steps", "3"]) == 0
-    # Elsewhere, nothing tells the image's size.
+    # Elsewhere it says itself how large its pictures are, and so on.
     assert main(["export", str(lora_run), "--which", "last", "--output", str(tmp_path / "mine")]) == 0
-    assert "give --height" in fail(capsys, "sample", str(tmp_path / "mine"), *line, "--output", str(tmp_path / "no"))
-    more = ["--height", "16", "--width", "32", "--max-sequence-length", "32", "--output", str(tmp_path / "elsewhere")]
-    assert main(["sample", str(tmp_path / "mine"), *line, *more]) == 0
+    assert main(["sample", str(tmp_path / "mine"), *line, "--output", str(tmp_path / "elsewhere")]) == 0
     assert (tmp_path / "elsewhere" / "0000.png").read_bytes() == (tmp_path / "of-run" / "0000.png").read_bytes()
+
+
+def read_source(*line: str) -> Drawing:
+    found = sample.make_parser().parse_args([*line, "--output", "x"])
+    return read_drawing(found, seed=0)
+
+
+def write_export(folder: Path, **values: Any) -> str:
+    """Write what an export says of itself."""
+    call = {
+        "height": 48,
+        "width": 80,
+        "guidance_scale": 2.5,
+        "max_sequence_length": 99,
+        "negative_prompt": "blurry",
+        "num_inference_steps": 7,
+    }
+    base = {"version": "0", "base": "black-forest-labs/FLUX.1-dev", "run": "r", "step": "step-000003"}
+    folder.mkdir(parents=True)
+    (folder / "mixgrpo.json").write_text(json.dumps({**base, "dtype": "bfloat16", "call": call, **values}))
+    return str(folder)
+
+
+def test_an_export_says_how_it_is_used_and_flags_say_otherwise(tmp_path: Path) -> None:
+    preset = load_config("flux1-dev")
+    assert (preset.model.height, preset.eval.num_steps) != (48, 7)
+    for is_adapter in (True, False):
+        folder = write_export(tmp_path / str(is_adapter), is_adapter=is_adapter)
+        drawing = read_source(folder)
+        model = drawing.model
+        assert (model.height, model.width, model.num_frames, model.max_sequence_length) == (48, 80, 1, 99)
+        assert (model.guidance_scale, model.guidance_scale_2, model.negative_prompt) == (2.5, 0.0, "blurry")
+        assert (model.dtype, drawing.is_dtype_open, drawing.num_steps) == ("bfloat16", False, 7)
+        assert model.path == (preset.model.path if is_adapter else folder)
+        assert drawing.shift == preset.rollout.shift, "which it does not say, but a preset for its base does"
+        flags = ["--height", "64", "--dtype", "float32", "--guidance-scale-2", "1.5", "--negative-prompt", "dull"]
+        flags += ["--steps", "3", "--offload"]
+        model = (drawing := read_source(folder, *flags)).model
+        assert (model.height, model.width, model.dtype, model.offload) == (64, 80, "float32", True)
+        assert (model.guidance_scale_2, model.negative_prompt, drawing.num_steps) == (1.5, "dull", 3)
+    unknown = write_export(tmp_path / "unknown", base="somebody/else")
+    assert read_source(unknown).model == read_source(folder).model.model_copy(
+        update={"path": unknown, "autocast": "off", "prompt_cache": "", "gradient_checkpointing": False}
+    )
+
+
+def test_a_damaged_export_is_told(tmp_path: Path) -> None:
+    folder = write_export(tmp_path / "e", call={"height": "tall", "width": 8})
+    with pytest.raises(CheckpointError, match=r"mixgrpo\.json is damaged: height is 'tall'.*Export the run again"):
+        read_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("stored", "loaded"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "bfloat16")]
+)
+def test_of_a_model_that_nothing_is_known_of_the_weights_say_the_type(
+    stored: str, loaded: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = {name: tensor.to(getattr(torch, stored)) for name, tensor in load_file(file).items()}
+    save_file({**weights, "proj_out.bias": weights["proj_out.bias"].double().float()}, file)  # one is not like the rest
+    save_file({"x": torch.zeros(10**6)}, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    line = ["sample", str(folder), "--prompt", "a", "--steps", "1", "--height", "16", "--width", "32"]
+    line += ["--max-sequence-length", "32", "--output"]
+    assert main([*line, str(tmp_path / "a")]) == 0
+    assert f"weights in {loaded}, stored as {stored}" in capsys.readouterr().err
+    assert json.loads((tmp_path / "a" / "index.json").read_text())["dtype"] == loaded
+    assert main([*line, str(tmp_path / "b"), "--dtype", "float32"]) == 0
+    assert "stored as" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "b" / "index.json").read_text())["dtype"] == "float32"
+
+
+def test_a_whole_export_is_loaded_in_its_own_type(
+    lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = tmp_path / "whole"
+    assert main(["export", str(lora_run), "--merge", "--which", "last", "--output", str(whole)]) == 0
+    marker = json.loads((whole / "mixgrpo.json").read_text())
+    (whole / "mixgrpo.json").write_text(json.dumps(marker | {"dtype": "bfloat16"}))
+    capsys.readouterr()
+    assert main(["sample", str(whole), "--prompt", "a", "--output", str(tmp_path / "out")]) == 0
+    assert "weights in bfloat16" in capsys.readouterr().err
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert (index["dtype"], index["num_steps"]) == ("bfloat16", marker["call"]["num_inference_steps"])

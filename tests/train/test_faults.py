@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from mixgrpo.config.load import dump_resolved, load_config
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import CheckpointError, ConfigError, RewardError, TrainingError
 from mixgrpo.rewards import Scores
+from mixgrpo.train.checkpoint import find_checkpoint
 from mixgrpo.train.console import ConsoleSink
 from mixgrpo.train.guard import check_collapse, longest_streak
 from mixgrpo.train.loop import Trainer, train
+from mixgrpo.train.state import RunState
 
 
 class Faulty:
@@ -114,13 +117,71 @@ def test_reward_that_fails_too_often_stops_the_run_by_name(
     assert "faulty" in last["reason"]
 
 
-def test_collapsed_reward_stops_the_run(make_config: Callable[..., Config]) -> None:
+def _state(means: Sequence[float], spread: float = 0.1, *, known: int | None = None) -> RunState:
+    """Return the state of a run in which brightness had these means, and jpeg rose."""
+    count = len(means) if known is None else known
+    return RunState(
+        iteration=len(means),
+        reward_history={"brightness": list(means), "jpeg": [0.01 * index for index in range(len(means))]},
+        reward_spread={"brightness": [spread] * count, "jpeg": [0.1] * count},
+    )
+
+
+@pytest.mark.parametrize("start", [0.5, 0.02, 0.0, -3.0, 22.0])
+def test_collapsed_reward_stops_the_run_wherever_its_zero_is(start: float, make_config: Callable[..., Config]) -> None:
     config = make_config()
-    steady = {"brightness": [0.5] * 25, "jpeg": [0.4] * 25}
-    check_collapse(steady, config)
+    assert config.guard.max_reward_drop_std == 1.5
+    healthy, collapsed = [start] * 10 + [start - 0.14] * 10, [start] * 10 + [start - 0.16] * 10
+    check_collapse(_state(healthy), config)
+    check_collapse(_state([start] * 10 + [start + 5.0] * 10), config)
+    with pytest.raises(
+        TrainingError, match=r"'brightness' has collapsed: .* 1\.6 standard deviations of single samples"
+    ):
+        check_collapse(_state(collapsed), config)
+    with pytest.raises(TrainingError, match="brightness"):  # in other units
+        check_collapse(_state([100 * mean for mean in collapsed], 10.0), config)
+    check_collapse(_state(collapsed[:18]), config)  # too early to tell
+    check_collapse(_state(collapsed, 0.0), config)  # nothing to measure by
+    check_collapse(_state(collapsed), make_config(guard={"max_reward_drop_std": 1.7}))
+    measured = make_config(rewards=[{"name": "brightness", "weight": 0.0}, {"name": "jpeg"}])
+    check_collapse(_state(collapsed), measured)  # not trained on
+
+
+def test_a_run_from_an_older_checkpoint_is_guarded_once_ten_deviations_are_known(
+    make_config: Callable[..., Config],
+) -> None:
+    collapsed = [0.5] * 10 + [0.2] * 20
+    check_collapse(_state(collapsed, known=0), make_config())
+    check_collapse(_state(collapsed, known=9), make_config())
     with pytest.raises(TrainingError, match="brightness"):
-        check_collapse({**steady, "brightness": [0.5] * 10 + [0.2] * 10}, config)
-    check_collapse({**steady, "brightness": [0.5] * 10 + [0.2] * 8}, config)  # too early to tell
+        check_collapse(_state(collapsed, known=10), make_config())
+
+
+def test_a_checkpoint_without_deviations_is_resumed(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    run = tmp_path / "run"
+    train(make_config(iterations=2), run)
+    file = find_checkpoint(run, "last") / "state.json"
+    state = json.loads(file.read_text())
+    rows = _train_rows(run)
+    for name in ("brightness", "jpeg"):
+        assert state["reward_history"][name] == [row["rewards"][name]["mean"] for row in rows]
+        assert state.get("reward_spread", {})[name] == [row["rewards"][name]["std"] for row in rows]
+    del state["reward_spread"]
+    file.write_text(json.dumps(state))
+    train(make_config(iterations=3), run, resume=True)
+    state = json.loads((find_checkpoint(run, "last") / "state.json").read_text())
+    assert [len(state[key]["brightness"]) for key in ("reward_history", "reward_spread")] == [3, 1]
+
+
+def test_the_older_setting_is_refused_with_the_name_of_the_new_one(
+    tmp_path: Path, make_config: Callable[..., Config]
+) -> None:
+    dump_resolved(make_config(), tmp_path / "old.json")
+    old = json.loads((tmp_path / "old.json").read_text())
+    old["guard"] = {"max_reward_drop": 0.4}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with pytest.raises(ConfigError, match=r"max_reward_drop; did you mean guard\.max_reward_drop_std\?"):
+        load_config(tmp_path / "old.json")
 
 
 def test_streak_of_skipped_updates_is_counted_in_a_row_and_across_iterations() -> None:

@@ -85,6 +85,14 @@ def above_zero(text: str) -> float:
     return value
 
 
+def not_negative(text: str) -> float:
+    """Read a number of at least 0."""
+    value = _number(text)
+    if not 0.0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return value
+
+
 def fraction(text: str) -> float:
     """Read a number from 0 to 1."""
     value = _number(text)

@@ -12,12 +12,14 @@ from mixgrpo.commands.common import Parser, inside_fraction, new_folder
 from mixgrpo.commands.models import (
     Drawing,
     add_model_arguments,
+    drawing_memory,
     drawing_progress,
-    find_source,
     load_models,
     read_drawing,
+    settle_dtype,
     tell_cut,
 )
+from mixgrpo.commands.sources import find_source
 from mixgrpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def run(args: Sequence[str]) -> int:
     output = new_folder(found.output)
     method = found.method or ("cycle-sde" if found.to is not None else "sde")
     to = found.prompt if found.to is None else found.to
+    drawing = settle_dtype(drawing)
     edited = _edit(drawing, image, mask, prompt=found.prompt, to=to, method=method, strength=found.strength)
     from mixgrpo.train.samples import save_image
 
@@ -53,6 +56,7 @@ def run(args: Sequence[str]) -> int:
         "method": method,
         "strength": found.strength,
         "model": found.model,
+        "dtype": drawing.model.dtype,
         "num_steps": drawing.num_steps,
         "shift": drawing.shift,
         "seed": drawing.seed,
@@ -97,7 +101,7 @@ def make_parser() -> Parser:
 def _read(found: argparse.Namespace) -> tuple[Image.Image, Image.Image | None, Drawing]:
     """Read image and mask, and check that they have the size at which the model draws."""
     image = _open(found.image, "--image")
-    if find_source(found.model).known is None:  # then the image says what the size is
+    if find_source(found.model).model() is None:  # then the image says what the size is
         found.width, found.height = found.width or image.width, found.height or image.height
     drawing = read_drawing(found, seed=0)
     if drawing.model.num_frames > 1:
@@ -156,7 +160,7 @@ def _edit(
     from mixgrpo.train.edit import edit_images, num_calls
 
     total, done = num_calls(method, drawing.num_steps), 0
-    with drawing_progress(total) as tell:
+    with drawing_progress(total) as tell, drawing_memory(drawing, "editing"):
 
         def on_call() -> None:
             nonlocal done

@@ -17,9 +17,11 @@ from mixgrpo.commands.models import (
     add_prompts_arguments,
     check_column,
     draw_with,
+    drawing_memory,
     drawing_progress,
     load_models,
     read_drawing,
+    settle_dtype,
     tell_cut,
     tell_left_out,
 )
@@ -40,6 +42,7 @@ def run(args: Sequence[str]) -> int:
     count = found.num_prompts or (known.eval.num_prompts if known and not found.prompts else 0)
     prompts = _read_prompts(found, drawing)[: count or None]
     repeated = _read_repeated(found, drawing)
+    drawing = settle_dtype(drawing)
     means, diversity = _measure(drawing, prompts, rewards, repeated)
     if found.json:
         print(json.dumps(_as_dict(drawing, prompts, means) | diversity, indent=2))
@@ -120,27 +123,29 @@ def _measure(
     from mixgrpo.train.diversity import STREAM, measure_diversity
     from mixgrpo.train.inference import score_batches
 
-    scorer = Scorer(
-        {reward.name: make_reward(reward.use or reward.name, reward.options) for reward in rewards},
-        timeout={reward.name: reward.timeout for reward in rewards},
-    )
+    with drawing_memory(drawing, "loading the rewards"):
+        made = {reward.name: make_reward(reward.use or reward.name, reward.options) for reward in rewards}
+    scorer = Scorer(made, timeout={reward.name: reward.timeout for reward in rewards})
     try:
         models = load_models(drawing)
         tell_cut(models[0], prompts, drawing.model.max_sequence_length)
         batches = draw_with(models, drawing, prompts)
-        with drawing_progress(len(prompts)) as tell:
+        with drawing_progress(len(prompts)) as tell, drawing_memory(drawing, "drawing"):
             means = score_batches(batches, prompts, scorer, on_images=lambda rows, images: tell(rows.stop))
     finally:
         scorer.close()
     some, samples = prompts[: repeated[0]], repeated[1]
     if not some:
         return means, {}
-    return means, {"diversity": measure_diversity(partial(draw_with, models, drawing, stream=STREAM), some, samples)}
+    with drawing_memory(drawing, "drawing several images of a prompt"):
+        diversity = measure_diversity(partial(draw_with, models, drawing, stream=STREAM), some, samples)
+    return means, {"diversity": diversity}
 
 
 def _as_dict(drawing: Drawing, prompts: Sequence[str], means: "Means") -> dict[str, object]:
     return {
         "model": drawing.source.name,
+        "dtype": drawing.model.dtype,
         "which": drawing.which if drawing.source.run else None,
         "base": drawing.base,
         "tuned_fraction": drawing.tuned_fraction,

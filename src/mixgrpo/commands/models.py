@@ -3,22 +3,28 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mixgrpo.commands.common import Parser, above_zero, at_least_one, fraction, quiet_libraries, seed_number
-from mixgrpo.config.load import load_config
-from mixgrpo.config.presets import model_names
-from mixgrpo.config.schema import Config
+from mixgrpo.commands.common import (
+    Parser,
+    above_zero,
+    at_least_one,
+    fraction,
+    not_negative,
+    quiet_libraries,
+    seed_number,
+)
+from mixgrpo.commands.memory import memory_told
+from mixgrpo.commands.sources import Source, find_source
 from mixgrpo.config.sections import ModelConfig
 from mixgrpo.errors import ConfigError
 from mixgrpo.flow.plan import ode_plan
-from mixgrpo.report.exported import read_exported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,21 +33,20 @@ if TYPE_CHECKING:
     from mixgrpo.models import FlowModel
 
 
-_MODEL_ARGUMENTS = ("height", "width", "num_frames", "device", "guidance_scale", "max_sequence_length")
+_MODEL_ARGUMENTS = (
+    "height",
+    "width",
+    "num_frames",
+    "device",
+    "dtype",
+    "quantize",
+    "offload",
+    "guidance_scale",
+    "guidance_scale_2",
+    "negative_prompt",
+    "max_sequence_length",
+)
 """Arguments that stand for the settings of a model with the same names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A model as the command line names it."""
-
-    name: str
-    run: Path | None
-    """The run whose result is meant, if a run folder was given."""
-    known: Config | None
-    """Settings that say how this model is used: those of its run, or of a preset for it."""
-    adapter_of: str = ""
-    """The model that `name`, a folder with an adapter alone, goes on top of; empty: `name` is a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Drawing:
 
     source: Source
     model: ModelConfig
+    is_dtype_open: bool
+    """Whether nothing says what type the weights are loaded in, so that it is the one that they are stored in."""
     num_steps: int
     shift: float
     seed: int
@@ -83,9 +90,30 @@ def add_model_arguments(parser: Parser) -> None:
     parser.add_argument("--height", metavar="PIXELS", type=at_least_one, help="image height")
     parser.add_argument("--width", metavar="PIXELS", type=at_least_one, help="image width")
     parser.add_argument("--num-frames", metavar="N", type=at_least_one, help="frames of a clip (default: 1, an image)")
-    parser.add_argument("--guidance-scale", metavar="G", type=float, help="guidance, as diffusers names it")
+    parser.add_argument("--guidance-scale", metavar="G", type=not_negative, help="guidance, as diffusers names it")
+    parser.add_argument(
+        "--guidance-scale-2",
+        metavar="G",
+        type=not_negative,
+        help="guidance of the second of two transformers (Wan 2.2 A14B); 0: as --guidance-scale",
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what classifier-free guidance leads away from")
     parser.add_argument(
         "--max-sequence-length", metavar="N", type=at_least_one, help="longest prompt, in tokens of the text encoder"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="type of the weights (default: as the run, the export or the preset says, else as they are stored)",
+    )
+    parser.add_argument(
+        "--quantize", choices=("off", "int8", "nf4"), help="keep the transformer's weights in 8 or 4 bits: less memory"
+    )
+    parser.add_argument(
+        "--offload",
+        action="store_const",
+        const=True,
+        help="let VAE and text encoders wait on the CPU while they are not used: less memory",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     # What `add_drawing_arguments` offers, for a command that has no use for it.
@@ -120,21 +148,22 @@ def read_drawing(found: argparse.Namespace, *, seed: int | None) -> Drawing:
         ConfigError: if something is neither given nor known.
     """
     source = find_source(found.model)
-    known = source.known
+    known, model = source.known, source.model()
     base = found.base or (known.model.path if known and source.run else None)
     if found.tuned_fraction < 1.0 and base is None:
         raise ConfigError("--tuned-fraction below 1 needs --base MODEL, which takes the rest of the steps")
     if found.base and found.tuned_fraction == 1.0:
         raise ConfigError("--base has nothing to do: give it a share of the steps with --tuned-fraction 0.8")
-    if known is None and (found.height is None or found.width is None or found.steps is None):
+    num_steps = found.steps or source.num_steps
+    if num_steps is None or (model is None and (found.height is None or found.width is None)):
         raise ConfigError(f"nothing is known about the model {source.name}: give --height, --width and --steps")
-    path = source.adapter_of or (source.name if source.run is None or known is None else known.model.path)
-    model = known.model if known else ModelConfig(path=path, height=found.height, width=found.width)
-    changes = {name: vars(found)[name] for name in _MODEL_ARGUMENTS} | {"path": path}
+    start = model or ModelConfig(path=source.path, height=found.height, width=found.width)
+    changes = {name: vars(found)[name] for name in _MODEL_ARGUMENTS} | {"path": source.path}
     return Drawing(
         source=source,
-        model=model.model_copy(update={name: value for name, value in changes.items() if value is not None}),
-        num_steps=found.steps or (known.eval.num_steps if known else 0),
+        model=start.model_copy(update={name: value for name, value in changes.items() if value is not None}),
+        is_dtype_open=model is None and found.dtype is None,
+        num_steps=num_steps,
         shift=found.shift or (known.rollout.shift if known else 3.0),
         seed=found.seed if found.seed is not None else seed if seed is not None else known.eval.seed if known else 0,
         batch=found.batch or (known.rollout.micro_batch if known else 1),
@@ -144,24 +173,26 @@ def read_drawing(found: argparse.Namespace, *, seed: int | None) -> Drawing:
     )
 
 
-def find_source(name: str) -> Source:
-    """Find out what a model's name means: a run, a run's export, or a model that a preset is made for."""
-    folder = Path(name).expanduser()
-    if (folder / "resolved.json").is_file():
-        return Source(name, folder, load_config(folder / "resolved.json"))
-    exported = read_exported(folder)
-    if exported is not None and exported.is_adapter:
-        of_run = folder.parent / "resolved.json"
-        known = load_config(of_run) if of_run.is_file() else _preset_for(exported.base)
-        return Source(name, None, known, adapter_of=exported.base)
-    if (folder.parent / "resolved.json").is_file() and (folder / "model_index.json").is_file():
-        return Source(name, None, load_config(folder.parent / "resolved.json"))
-    return Source(name, None, _preset_for(name))
+def settle_dtype(drawing: Drawing) -> Drawing:
+    """Let the type of the weights be the one that they are stored in, if nothing says another, and tell which it is.
 
+    A model on the hub is downloaded for that.
 
-def _preset_for(model: str) -> Config | None:
-    presets = (load_config(preset) for preset in model_names())
-    return next((preset for preset in presets if preset.model.path == model), None)
+    Raises:
+        ModelError: if there is no such model, or its files cannot be read.
+    """
+    if not drawing.is_dtype_open:
+        if drawing.source.exported is not None:
+            print(f"{drawing.source.name}: weights in {drawing.model.dtype}", file=sys.stderr)
+        return drawing
+    quiet_libraries()
+    from mixgrpo.commands.stored import stored_dtype
+    from mixgrpo.models.registry import find_model
+
+    folder, _ = find_model(drawing.model.path, drawing.model.revision)
+    dtype, stored = stored_dtype(folder)
+    print(f"{drawing.source.name}: weights in {dtype}, stored as {stored} (see --dtype)", file=sys.stderr)
+    return replace(drawing, model=drawing.model.model_copy(update={"dtype": dtype}), is_dtype_open=False)
 
 
 def tell_left_out(prompts: "PromptList") -> None:
@@ -212,20 +243,49 @@ def load_models(drawing: Drawing) -> "tuple[FlowModel, FlowModel | None]":
     quiet_libraries()
     import torch
 
+    if drawing.model.threads:
+        torch.set_num_threads(drawing.model.threads)
+    with drawing_memory(drawing, "loading the model"):
+        return _load_model(drawing), _load_base(drawing)
+
+
+def _load_model(drawing: Drawing) -> "FlowModel":
     from mixgrpo.models import load_model
     from mixgrpo.train.export import load_run_model
 
-    if drawing.model.threads:
-        torch.set_num_threads(drawing.model.threads)
-    options = drawing.model.arguments(drawing=True)
-    base = None if drawing.base is None else load_model(drawing.base, **options)
-    run, known = drawing.source.run, drawing.source.known
-    if run is None or known is None:
-        model = load_model(drawing.model.path, **options)
-        if drawing.source.adapter_of:
-            model.load_lora(Path(drawing.source.name).expanduser())
-        return model, base
-    return load_run_model(run, drawing.which, config=known.model_copy(update={"model": drawing.model})), base
+    source = drawing.source
+    if source.run is not None and source.known is not None:
+        config = source.known.model_copy(update={"model": drawing.model})
+        return load_run_model(source.run, drawing.which, config=config)
+    model = load_model(drawing.model.path, **drawing.model.arguments(drawing=True))
+    if source.is_adapter:
+        model.load_lora(Path(source.name).expanduser())
+    return model
+
+
+def _load_base(drawing: Drawing) -> "FlowModel | None":
+    from mixgrpo.models import load_model
+
+    return None if drawing.base is None else load_model(drawing.base, **drawing.model.arguments(drawing=True))
+
+
+def drawing_memory(drawing: Drawing, doing: str) -> AbstractContextManager[None]:
+    """Tell, should the memory run out meanwhile, what was being done and what takes less."""
+    return memory_told(lambda: doing, lambda: _less_memory(drawing))
+
+
+def _less_memory(drawing: Drawing) -> str:
+    model = drawing.model
+    known = (
+        ("--batch 1", drawing.batch > 1),
+        ("--dtype bfloat16", model.dtype == "float32"),
+        ("--offload", not model.offload),
+        ("--quantize int8", model.quantize == "off"),
+        ("a smaller --height and --width", True),
+        ("fewer --num-frames", model.num_frames > 1),
+        ("--device cpu", model.device != "cpu"),
+    )
+    return f"What takes less: {', '.join(flag for flag, helps in known if helps)}"
 
 
 @contextmanager

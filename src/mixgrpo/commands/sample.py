@@ -6,12 +6,15 @@ from pathlib import Path
 
 from mixgrpo.commands.common import Parser, new_folder
 from mixgrpo.commands.models import (
+    Drawing,
     add_drawing_arguments,
     add_prompts_arguments,
     check_column,
     draw,
+    drawing_memory,
     drawing_progress,
     read_drawing,
+    settle_dtype,
     tell_left_out,
 )
 from mixgrpo.errors import ConfigError
@@ -28,21 +31,16 @@ def run(args: Sequence[str]) -> int:
     prompts = found.prompt or _read_prompts(found.prompts, found.column)
     from mixgrpo.train.samples import save_sample
 
+    drawing = settle_dtype(drawing)
     batches = draw(drawing, prompts)
     output.mkdir(parents=True, exist_ok=True)
     files: list[str] = []
-    with drawing_progress(len(prompts)) as tell:
+    with drawing_progress(len(prompts)) as tell, drawing_memory(drawing, "drawing"):
         for rows, images in batches:
             for row, image in zip(rows, images, strict=True):
                 files.append(save_sample(image, output, f"{row:04d}"))
             tell(rows.stop)
-    _write_index(
-        output / "index.json",
-        found.model,
-        drawing.seed,
-        drawing.num_steps,
-        dict(zip(files, prompts, strict=True)),
-    )
+    _write_index(output / "index.json", drawing, dict(zip(files, prompts, strict=True)))
     print(f"{len(prompts)} {'images' if drawing.model.num_frames == 1 else 'clips'} in {output}")
     return 0
 
@@ -68,7 +66,13 @@ def _read_prompts(source: str, column: str | None) -> Sequence[str]:
     return found.prompts
 
 
-def _write_index(path: Path, model: str, seed: int, num_steps: int, prompts: dict[str, str]) -> None:
+def _write_index(path: Path, drawing: Drawing, prompts: dict[str, str]) -> None:
     """Write beside the images what they are of."""
-    content = {"model": model, "seed": seed, "num_steps": num_steps, "prompts": prompts}
+    content = {
+        "model": drawing.source.name,
+        "dtype": drawing.model.dtype,
+        "seed": drawing.seed,
+        "num_steps": drawing.num_steps,
+        "prompts": prompts,
+    }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

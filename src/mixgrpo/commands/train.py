@@ -2,16 +2,21 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mixgrpo.commands import dry_run
 from mixgrpo.commands.common import Parser, new_folder, quiet_libraries, run_folder, shell_line
 from mixgrpo.commands.export import tell_export, tell_loading
+from mixgrpo.commands.memory import memory_told
 from mixgrpo.config.load import load_config
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import ConfigError
 
+_LOADING = "loading the model"
+_NEXT = {"encoding prompts": _LOADING, "sampling": "updating", "updating": "sampling", "saving": "sampling"}
+"""Phase of a run -> what it does after that until it tells of another."""
 _USAGE = """mixgrpo train PRESET_OR_FILE [--dry-run] [--output DIR] [--section.name VALUE ...]
        mixgrpo train --resume RUN"""
 _ABOUT = (
@@ -93,7 +98,9 @@ def _train(config: Config, folder: Path, *, resume: bool) -> int:
     # a run that was killed while it started has no rows
     has_rows = resume and (folder / "metrics.jsonl").is_file()
     earlier = [standing_of(row) for row in read_run(folder).evals] if has_rows else []
-    outcome = train(config, folder, resume=resume, sinks=[ConsoleSink(config, earlier=earlier)])
+    phase = _Phase()
+    with memory_told(lambda: phase.now, lambda: _less_memory(config, folder)):
+        outcome = train(config, folder, resume=resume, sinks=[ConsoleSink(config, earlier=earlier), phase])
     if outcome.reason == "interrupted":
         print(f"\nInterrupted after {outcome.iteration} of {config.iterations} iterations; saved. Go on with:")
         print(f"  {shell_line('train', '--resume', folder)}")
@@ -101,6 +108,39 @@ def _train(config: Config, folder: Path, *, resume: bool) -> int:
     print(f"\nDone: {outcome.iteration} iterations.")
     _say_results(folder)
     return 0
+
+
+class _Phase:
+    """Remembers what a run is doing; a `MetricSink`."""
+
+    def __init__(self) -> None:
+        self.now = _LOADING
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Take note of the phase, or of the one that follows without a word when it is over."""
+        self.now = _NEXT.get(phase, phase) if done == total or phase == "saving" else phase
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def _less_memory(config: Config, folder: Path) -> str:
+    """Say what takes less memory, and how a run that has a checkpoint goes on with it."""
+    from mixgrpo.doctor.shortage import remedies
+
+    known = remedies(config, rewards=True)
+    pointer = folder / "checkpoints" / "last.txt"
+    if not pointer.is_file():
+        return f"What takes less: {'; '.join(remedy.flags for remedy in known)}. Nothing is saved yet: start anew"
+    less = "; ".join(remedy.flags for remedy in known if remedy.keeps_result)
+    step = pointer.read_text(encoding="utf-8").strip()
+    return (
+        f"The checkpoint {step} is whole. To go on from it with less, change settings in {folder / 'resolved.json'} "
+        f"({less or 'none is left that would not change the result'}), then: {shell_line('train', '--resume', folder)}"
+    )
 
 
 def _say_results(folder: Path) -> None:

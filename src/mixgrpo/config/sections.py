@@ -65,9 +65,9 @@ class ModelConfig(Section):
     """CPU threads of torch. 0: as many as torch takes by itself."""
 
     def arguments(self, *, drawing: bool) -> dict[str, Any]:
-        """Return arguments of `load_model`: for training, or for `drawing`, with any prompt and in whole weights."""
+        """Return arguments of `load_model`: for training, or for `drawing`, which takes prompts that no cache has."""
         others = {"path", "threads", "compile"}
-        return self.model_dump(exclude={*others, "prompt_cache", "quantize"} if drawing else others)
+        return self.model_dump(exclude={*others, "prompt_cache"} if drawing else others)
 
 
 class PromptsConfig(Section):
@@ -319,7 +319,8 @@ class LoraConfig(Section):
     alpha: Positive = 64
     """Scale of the adapters (alpha / rank)."""
     target_modules: tuple[str, ...] = ()
-    """Names of the layers that get an adapter. Empty: the family's attention and feed-forward layers."""
+    """Names of the layers that get an adapter. Empty: attention layers, and for the families FLUX.1, FLUX.2, Qwen-Image
+    and Z-Image feed-forward layers too."""
 
 
 class EvalConfig(Section):
@@ -362,8 +363,9 @@ class GuardConfig(Section):
     """Stop when more than this share of an iteration's samples could not be scored by one reward."""
     max_skipped_updates: Positive = 5
     """Stop after this many updates in a row with a non-finite loss or gradient."""
-    max_reward_drop: Fraction = 0.4
-    """Stop when a trained reward's mean over ten iterations is this share below that of the first ten."""
+    max_reward_drop_std: float = Field(default=1.5, gt=0.0)
+    """Stop when a trained reward's mean over ten iterations is this many standard deviations of the first ten
+    iterations' samples below the first ten's mean."""
     min_diversity: Fraction = 0.5
     """Raise an alarm, and go on, when the diversity of a prompt's images falls below this share of what it was before
     training. 0: never."""

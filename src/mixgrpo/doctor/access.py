@@ -1,6 +1,7 @@
 """Whether what a run loads can be had: in a folder, in the cache of the hub, or on the hub."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +12,10 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import ModelConfig
 from mixgrpo.doctor.finding import Finding, size
+from mixgrpo.doctor.parts import INDEX, lacking_parts, loaded_files, missing_parts
 from mixgrpo.errors import ConfigError, ModelError
 from mixgrpo.models import BUNDLED
-from mixgrpo.models.registry import find_folder
+from mixgrpo.models.registry import find_folder, read_index
 from mixgrpo.rewards import missing_extra, reward_sources
 from mixgrpo.rewards.sources import Names, Source
 from mixgrpo.shapes.files import is_hub_id
@@ -44,22 +46,53 @@ class _NotThereError(Exception):
 
 
 def check_model(model: ModelConfig, api: HfApi | None = None) -> tuple[Finding, int]:
-    """Say whether the model can be loaded, and how many bytes would be downloaded for it."""
+    """Say whether the model can be loaded, and how many bytes would be downloaded for it.
+
+    Of a model on the hub, at most its `model_index.json` is downloaded, which says what parts there are.
+    """
     about = "model"
-    if not is_hub_id(model.path):
+    if not is_hub_id(model.path) or model.path in BUNDLED:
         try:
-            find_folder(model.path)
-        except ModelError as error:
+            missing = _missing(find_folder(model.path))
+        except (ModelError, _NotThereError) as error:
             return Finding(about, "problem", str(error)), 0
+        if missing:
+            words = f"{model.path} has no safetensors, or not all, for {', '.join(missing)}"
+            return Finding(about, "problem", words, "copy or download the folder again, whole"), 0
         return Finding(about, "ok", f"{model.path}{', bundled' if model.path in BUNDLED else ''}"), 0
-    if isinstance(try_to_load_from_cache(model.path, "model_index.json", revision=model.revision or None), str):
-        return Finding(about, "ok", f"{model.path} is in the hub's cache, {constants.HF_HUB_CACHE}"), 0
+    try:
+        cached = try_to_load_from_cache(model.path, INDEX, revision=model.revision or None)
+        missing = _missing(Path(cached).parent) if isinstance(cached, str) else []
+        if isinstance(cached, str) and not missing:
+            return Finding(about, "ok", f"{model.path} is in the hub's cache, {constants.HF_HUB_CACHE}"), 0
+        count = _size_of_parts(model, api or HfApi())
+    except _NotThereError as error:
+        return Finding(about, "problem", str(error), error.remedy), 0
+    words = f"{model.path} is open to this account; {size(count)} to download"
+    return Finding(about, "ok", f"{words}, for {', '.join(missing)}" if missing else words), count
 
-    def wanted(sizes: Sizes) -> int:
-        return sum(sizes[name] for name in sizes if name.endswith(".safetensors") and "/" in name)
 
-    otherwise = "download it elsewhere, and give its folder as model.path"
-    return _look(about, model.path, wanted, otherwise=otherwise, revision=model.revision, api=api)
+def _missing(folder: Path) -> list[str]:
+    """Return the parts of a pipeline that are not whole in its folder."""
+    try:
+        return missing_parts(folder)
+    except ModelError as error:
+        raise _NotThereError(str(error), "take it away, and it is downloaded again") from error
+
+
+def _size_of_parts(model: ModelConfig, api: HfApi) -> int:
+    """Return the bytes of what diffusers would download: the files of the parts, but for those in the cache."""
+    revision, otherwise = model.revision or None, "download it elsewhere, and give its folder as model.path"
+    sizes = _ask_hub(api, model.path, model.revision, otherwise)
+    if INDEX not in sizes:
+        raise _NotThereError(f"{model.path} on the hub has no {INDEX}", "name a model in the format of diffusers")
+    with _explained(model.path, model.revision, otherwise):
+        index = read_index(Path(api.hf_hub_download(model.path, INDEX, revision=revision)).parent)
+    if lacking := lacking_parts(index, sizes):
+        words = f"{model.path} on the hub has no safetensors for {', '.join(lacking)}"
+        raise _NotThereError(words, "convert it: load it with diffusers and save_pretrained, and give its folder")
+    wanted = loaded_files(index, sizes)
+    return sum(sizes[name] for name in wanted if not _is_cached(model.path, name, revision))
 
 
 def check_reward_files(config: Config, api: HfApi | None = None) -> dict[str, FilesCheck]:
@@ -96,11 +129,15 @@ def _check_source(about: str, source: Source, api: HfApi | None) -> tuple[Findin
         return sum(_size_of_first(names, sizes, path) for names in missing)
 
     otherwise = str(source.error("it cannot be downloaded here"))
-    return _look(about, path, wanted, otherwise=otherwise, revision="", api=api)
+    try:
+        count = wanted(_ask_hub(api or HfApi(), path, "", otherwise))
+    except _NotThereError as error:
+        return Finding(about, "problem", str(error), error.remedy), 0
+    return Finding(about, "ok", f"{path} is open to this account; {size(count)} to download"), count
 
 
-def _is_cached(repository: str, name: str) -> bool:
-    return isinstance(try_to_load_from_cache(repository, name), str)
+def _is_cached(repository: str, name: str, revision: str | None = None) -> bool:
+    return isinstance(try_to_load_from_cache(repository, name, revision=revision), str)
 
 
 def _size_of_first(names: Names, sizes: Sizes, repository: str) -> int:
@@ -113,28 +150,19 @@ def _size_of_first(names: Names, sizes: Sizes, repository: str) -> int:
     return sum(count for other, count in sizes.items() if "/" not in other and other.endswith(".safetensors"))
 
 
-def _look(
-    about: str,
-    repository: str,
-    wanted: Callable[[Sizes], int],
-    *,
-    otherwise: str,
-    revision: str,
-    api: HfApi | None,
-) -> tuple[Finding, int]:
-    """Say whether this account may have a repository, and how many bytes of it are `wanted`."""
-    try:
-        count = wanted(_ask_hub(api or HfApi(), repository, revision, otherwise))
-    except _NotThereError as error:
-        return Finding(about, "problem", str(error), error.remedy), 0
-    return Finding(about, "ok", f"{repository} is open to this account; {size(count)} to download"), count
-
-
 def _ask_hub(api: HfApi, repository: str, revision: str, otherwise: str) -> Sizes:
-    page = f"{constants.ENDPOINT}/{repository}"
-    try:
+    with _explained(repository, revision, otherwise):
         api.auth_check(repository)
         info = api.model_info(repository, revision=revision or None, files_metadata=True)
+    return {file.rfilename: file.size or 0 for file in info.siblings or []}
+
+
+@contextmanager
+def _explained(repository: str, revision: str, otherwise: str) -> Iterator[None]:
+    """Turn what the hub's client raises into why a repository cannot be had."""
+    page = f"{constants.ENDPOINT}/{repository}"
+    try:
+        yield
     except GatedRepoError as error:
         remedy = f"accept the licence on {page} and give a token: hf auth login, or the variable HF_TOKEN"
         raise _NotThereError(f"{repository} is gated and this account has no access", remedy) from error
@@ -145,9 +173,8 @@ def _ask_hub(api: HfApi, repository: str, revision: str, otherwise: str) -> Size
         raise _NotThereError(f"the hub has no {repository} that this account can see", remedy) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         said = str(error).splitlines()[0]
-        why = f"{repository} is not in the hub's cache, and the hub does not answer: {said}"
+        why = f"{repository} is not in the hub's cache, or not whole, and the hub does not answer: {said}"
         raise _NotThereError(why, otherwise) from error
-    return {file.rfilename: file.size or 0 for file in info.siblings or []}
 
 
 def hub_cache() -> Path:

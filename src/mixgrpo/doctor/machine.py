@@ -2,22 +2,33 @@
 
 import os
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mixgrpo.config.schema import Config
-from mixgrpo.config.sections import ModelConfig
-from mixgrpo.cost.memory import estimate_memory
+from mixgrpo.config.sections import ModelConfig, RewardConfig
+from mixgrpo.cost.memory import Memory, estimate_memory
 from mixgrpo.cost.operations import shape_of, training_of
 from mixgrpo.data.sets import PromptSets
 from mixgrpo.doctor.finding import Finding, size
+from mixgrpo.doctor.shortage import remedies
 from mixgrpo.errors import MixGRPOError, ModelError
 from mixgrpo.models.load import check_quantize
 from mixgrpo.shapes import Shape
 
 _HEADROOM = 0.92
 """Share of a device's memory for a run; the rest is for the driver, the allocator's gaps and the estimate's error."""
+
+_NO_DEVICE = "no estimate: there is no such device"
+_HALF_BYTES = {"hpsv2": 2.0e9, "pickscore": 2.0e9, "imagereward": 0.9e9}
+"""Reward -> bytes of its weights in half precision (docs/cost.md)."""
+_WITHOUT_WEIGHTS = ("brightness", "colors", "http", "jpeg", "ocr", "tesseract", "vlm")
+"""Rewards that hold nothing on a device that is worth counting: they have no network, a small one, or a server."""
+_WHILE_SCORING = ("sampling", "decoding", "encoding")
+"""Phases of the estimate that go on while the pictures before are scored."""
 
 
 def check_device(config: Config) -> Finding:
@@ -32,8 +43,14 @@ def check_device(config: Config) -> Finding:
         words = f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
         large = config.model.path != "flux-nano"
         return Finding("device", "note" if large else "ok", words + (": right for small models only" if large else ""))
-    index = torch.device(wanted if wanted != "auto" else "cuda").index or 0
-    found = torch.cuda.get_device_properties(index)
+    try:
+        device = device_of(wanted)
+    except RuntimeError:
+        return Finding("device", "problem", f"model.device {wanted!r} is no torch device", "use auto, cpu or cuda:0")
+    if (device.index or 0) >= torch.cuda.device_count():
+        words = f"model.device is {wanted!r}, but torch sees {torch.cuda.device_count()} CUDA devices"
+        return Finding("device", "problem", words, "the first is cuda:0")
+    found = torch.cuda.get_device_properties(device)
     return Finding("device", "ok", f"{found.name}, {size(found.total_memory)}, torch {torch.__version__}")
 
 
@@ -49,25 +66,84 @@ def check_quantization(model: ModelConfig) -> list[Finding]:
 
 
 def check_memory(config: Config, *, available: int | None = None) -> Finding:
-    """Compare the plan's estimate for one device with what it has; `available` bytes instead of this machine's."""
+    """Compare the plan's estimate for one device, and rewards that stand there too, with what it has.
+
+    `available` bytes count instead of this machine's.
+    """
     shape = _shape(config)
     if shape is None:
         return Finding("memory", "note", "no estimate: the model's config files are not on this machine, or not known")
-    on_gpu = torch.cuda.is_available() and config.model.device != "cpu"
-    need = estimate_memory(config, shape, cuda=on_gpu).peak
-    have = available or (torch.cuda.get_device_properties(0).total_memory if on_gpu else _ram())
-    words = f"about {size(need)} needed on one device, which has {size(have)}"
+    try:
+        device = device_of(config.model.device)
+    except RuntimeError:
+        return Finding("memory", "note", _NO_DEVICE)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        return Finding("memory", "note", _NO_DEVICE)
+    memory = estimate_memory(config, shape, cuda=device.type == "cuda")
+    rewards = weigh_rewards(config.rewards, device)
+    need = memory.peak + rewards.counted_in(memory)
+    have = available or (
+        torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_of_machine()
+    )
+    words = f"about {size(need)} needed on {device}, which has {size(have)}"
+    if rewards.always or rewards.scoring:
+        words += f"; {size(rewards.always + rewards.scoring)} of it at most for the weights of rewards"
+    if rewards.unknown:
+        words += f"; not counted: reward {', '.join(rewards.unknown)}"
     if need <= _HEADROOM * have:
         return Finding("memory", "ok", words)
-    remedies = (
-        ("train adapters: --lora.rank 32", config.lora.rank == 0),
-        ("--model.gradient-checkpointing true", not config.model.gradient_checkpointing),
-        ("--loss.micro-batch 1 --rollout.micro-batch 1", max(config.loss.micro_batch, config.rollout.micro_batch) > 1),
-        ("--model.prompt-cache DIR", not config.model.prompt_cache),
-        ("--model.quantize int8", config.lora.rank > 0 and config.model.quantize == "off"),
-        ("a smaller --model.height and --model.width", True),
-    )
-    return Finding("memory", "problem", words, "; ".join(words for words, helps in remedies if helps))
+    known = remedies(config, rewards=bool(rewards.always))
+    return Finding("memory", "problem", words, "; ".join(remedy.flags for remedy in known))
+
+
+def device_of(setting: str) -> torch.device:
+    """Return the device that a setting such as auto means, a GPU with its number; the CPU where there is no GPU."""
+    if not torch.cuda.is_available() or setting == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda" if setting == "auto" else setting)
+    return torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+
+
+@dataclass(frozen=True, slots=True)
+class RewardMemory:
+    """Bytes of the weights of rewards on a device."""
+
+    always: float
+    """Of those that stay there."""
+    scoring: float
+    """Of those that are there while they score, which is while pictures are drawn."""
+    unknown: tuple[str, ...]
+    """Names of those that may be there, with a size that is not known."""
+
+    def counted_in(self, memory: Memory) -> float:
+        """Return what they add to the peak of a run, whose hungriest phase may be one in which some are not there."""
+        scored = max(bytes for phase, bytes in memory.phases.items() if phase in _WHILE_SCORING) + self.scoring
+        return self.always + max(0.0, scored - max(memory.phases.values()))
+
+
+def weigh_rewards(rewards: Iterable[RewardConfig], device: torch.device) -> RewardMemory:
+    """Add up the weights of the rewards that are on `device`."""
+    always, scoring, unknown = 0.0, 0.0, list[str]()
+    for reward in rewards:
+        use, options = reward.use or reward.name, reward.options
+        if use in _WITHOUT_WEIGHTS or not _is_on(options.get("device", "auto"), device):
+            continue
+        if use not in _HALF_BYTES:
+            unknown.append(reward.name)
+            continue
+        weights = _HALF_BYTES[use] * (2.0 if options.get("dtype", "float32") == "float32" else 1.0)
+        if options.get("offload", False) and device.type != "cpu":
+            scoring += weights
+        else:
+            always += weights
+    return RewardMemory(always, scoring, tuple(unknown))
+
+
+def _is_on(setting: str, device: torch.device) -> bool:
+    try:
+        return device_of(setting) == device
+    except RuntimeError:  # no torch device: that is told when the reward is made
+        return False
 
 
 def check_disk(config: Config, sets: PromptSets | None, *, download: int, downloads: Path, run: Path) -> list[Finding]:
@@ -104,5 +180,6 @@ def _shape(config: Config) -> Shape | None:
         return None
 
 
-def _ram() -> int:
+def memory_of_machine() -> int:
+    """Return the bytes that this machine has for its CPUs."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -7,9 +7,15 @@ import torch
 
 from mixgrpo.config.schema import Config
 from mixgrpo.doctor.finding import Finding
+from mixgrpo.doctor.shortage import shortage
 from mixgrpo.errors import MixGRPOError
 from mixgrpo.rewards import make_reward
 from mixgrpo.rewards.scorer import Scorer
+
+_LESS_MEMORY = (
+    'in its options: a smaller batch_size, dtype = "float16", offload = true, device = "cpu"; or another process '
+    "has the device: see nvidia-smi"
+)
 
 
 def check_rewards(config: Config, prompts: Sequence[str], *, leave_out: Collection[str] = ()) -> list[Finding]:
@@ -39,10 +45,17 @@ def _check(config: Config, index: int, images: torch.Tensor, prompts: Sequence[s
             table = scorer.submit(images, prompts).result()
     except MixGRPOError as error:
         return Finding(about, "problem", str(error))
+    except RuntimeError as error:
+        said = shortage(error)
+        if said is None:
+            raise
+        return Finding(about, "problem", f"the memory ran out while it was made: {said}", _LESS_MEMORY)
     seconds = time.perf_counter() - made
     if messages := table.failures[settings.name]:
         words = f"made, but {len(messages)} of {len(images)} pictures of noise got no score: {messages[0]}"
-        return Finding(about, "problem", words)
+        # the scorer's thread hands the error on by its name
+        remedy = _LESS_MEMORY if messages[0].startswith(torch.OutOfMemoryError.__name__) else ""
+        return Finding(about, "problem", words, remedy)
     scores = ", ".join(f"{score:.3g}" for score in table.values[settings.name].tolist())
     words = f"made in {made - started:.1f} s; {len(images)} pictures of noise in {seconds:.1f} s: {scores}"
     return Finding(about, "ok", words)

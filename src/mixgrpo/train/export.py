@@ -128,9 +128,12 @@ def export_run(
 
 
 def _policy_on_cpu(config: Config) -> Policy:
-    """Load the policy of a run that is just over and may still have the GPU."""
-    on_cpu = config.model.model_copy(update={"device": "cpu"})
-    return load_policy(config.model_copy(update={"model": on_cpu}), for_training=False)
+    """Load the policy of a run that is just over and may still have the GPU.
+
+    Its weights are whole: a merged pipeline needs them, and 4-bit ones cannot be loaded on a CPU.
+    """
+    whole = config.model.model_copy(update={"device": "cpu", "quantize": "off"})
+    return load_policy(config.model_copy(update={"model": whole}), for_training=False)
 
 
 def _save_adapter(policy: Policy, folder: Path) -> str:

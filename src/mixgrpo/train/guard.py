@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mixgrpo.config.schema import Config
 from mixgrpo.errors import RewardError, TrainingError
+from mixgrpo.train.state import RunState
 
 _STRETCH = 10
 """Iterations whose mean is compared with that of the first as many."""
@@ -48,20 +49,40 @@ def check_skipped(in_a_row: int, config: Config) -> None:
         )
 
 
-def check_collapse(history: dict[str, list[float]], config: Config) -> None:
+def remember_rewards(state: RunState, rewards: Mapping[str, Mapping[str, float | int | None]]) -> None:
+    """Keep of an iteration's rewards, as `reward_rows` tells them, what `check_collapse` looks at."""
+    for name, row in rewards.items():
+        for kept, key in ((state.reward_history, "mean"), (state.reward_spread, "std")):
+            value = row[key]
+            if value is not None:
+                kept.setdefault(name, []).append(value)
+
+
+def check_collapse(state: RunState, config: Config) -> None:
     """Stop when a trained reward has fallen far below where it started.
+
+    Far is a matter of standard deviations, because a reward may have its zero anywhere: those of all samples, in the
+    first iterations that they are known of. Until there are ten of those, and for a reward that gave all their samples
+    one score, nothing is stopped.
 
     Raises:
         TrainingError: with the reward's name and figures.
     """
+    limit = config.guard.max_reward_drop_std
     for reward in config.rewards:
-        values = history.get(reward.name, [])
-        if reward.weight == 0.0 or len(values) < 2 * _STRETCH:
+        values, spreads = state.reward_history.get(reward.name, []), state.reward_spread.get(reward.name, [])
+        if reward.weight == 0.0 or len(values) < 2 * _STRETCH or len(spreads) < _STRETCH:
             continue
-        first, last = sum(values[:_STRETCH]) / _STRETCH, sum(values[-_STRETCH:]) / _STRETCH
-        if first > 0.0 and last < first * (1.0 - config.guard.max_reward_drop):
+        first, last = _mean(values[:_STRETCH]), _mean(values[-_STRETCH:])
+        deviation = _mean(spreads[:_STRETCH])
+        if deviation > 0.0 and first - last > limit * deviation:
             raise TrainingError(
                 f"reward {reward.name!r} has collapsed: {last:.3f} over the last {_STRETCH} iterations, {first:.3f} "
-                f"over the first {_STRETCH} (guard.max_reward_drop = {config.guard.max_reward_drop}). The best "
-                f"checkpoint is kept. Lower optim.lr or rollout.eta, or raise prompts_per_iteration"
+                f"over the first {_STRETCH}, which is {(first - last) / deviation:.1f} standard deviations of single "
+                f"samples ({deviation:.3f}) less (guard.max_reward_drop_std = {limit:g}). The best checkpoint is kept. "
+                "Lower optim.lr or rollout.eta, or raise prompts_per_iteration"
             )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -30,7 +30,7 @@ from mixgrpo.train.checkpoint import load_checkpoint, save_checkpoint
 from mixgrpo.train.clock import Clock, Interrupted, StopRequest
 from mixgrpo.train.diversity import STREAM, measure_diversity
 from mixgrpo.train.export import export_run, load_policy
-from mixgrpo.train.guard import check_collapse, check_failures, check_skipped, longest_streak
+from mixgrpo.train.guard import check_collapse, check_failures, check_skipped, longest_streak, remember_rewards
 from mixgrpo.train.inference import draw_batches, score_batches
 from mixgrpo.train.memory import peak_memory_bytes, reset_peak_memory
 from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
@@ -226,7 +226,7 @@ class Trainer:
         self._record(iteration, window, experience, scores, advantages, report, took)
         longest, self.state.skipped_in_a_row = longest_streak(self.state.skipped_in_a_row, report.skipped)
         check_skipped(longest, config)
-        check_collapse(self.state.reward_history, config)
+        check_collapse(self.state, config)
 
     def evaluate(self) -> None:
         """Draw the held-out prompts by ODE sampling from fixed noise, score them, and keep the best weights."""
@@ -354,8 +354,7 @@ class Trainer:
         took: dict[str, float],
     ) -> None:
         means = summarise(experience.scores)
-        for name, mean in means.rewards.items():
-            self.state.reward_history.setdefault(name, []).append(mean)
+        remember_rewards(self.state, rewards := reward_rows(scores, means, self._shares(scores)))
         num_samples = advantages.numel()
         self.sinks.record(
             {
@@ -365,7 +364,7 @@ class Trainer:
                 **took,
                 "window": [window.start, window.stop],
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "rewards": reward_rows(scores, means, self._shares(scores)),
+                "rewards": rewards,
                 "details": means.details,
                 **report.metrics,
                 "grad_norm": report.grad_norm,

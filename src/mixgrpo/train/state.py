@@ -20,6 +20,9 @@ class RunState:
     """Iteration of the best value."""
     reward_history: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     """Training means by reward, one per iteration; the guard against a collapse looks at them."""
+    reward_spread: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """Standard deviations of the samples that go with them. Checkpoints of older versions have none, so there it begins
+    with the iteration that such a run was resumed at."""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
