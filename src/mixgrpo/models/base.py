@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ class Conditioning:
 
     tensors: dict[str, Tensor]
     negative: "Conditioning | None" = None
-    """What guidance leads each prompt away from; None where that is one text for all, which the model knows."""
+    """The same of what guidance leads each prompt away from; None: one text for all, which the model knows."""
 
     def take(self, rows: Tensor) -> "Conditioning":
         """Return the conditioning of the prompts at `rows`, an index tensor [B]."""
@@ -31,6 +31,8 @@ class FlowModel(Protocol):
 
     lora_targets: tuple[str, ...]
     """Names of the layers that get an adapter unless told otherwise."""
+    float32_parts: tuple[str, ...]
+    """Parts of the pipeline that stay in float32 whatever the others are loaded in."""
     source: Path | None
     """Folder that the model came from."""
 
@@ -61,10 +63,6 @@ class FlowModel(Protocol):
         """Encode prompts, and each one's own negative prompt; without one (empty), the model's holds."""
         ...
 
-    def check_negatives(self, negatives: Sequence[str]) -> None:
-        """Raise ConfigError if there is a negative prompt but no guidance that reads it."""
-        ...
-
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens of the main text encoder each prompt takes, if none is cut."""
         ...
@@ -83,6 +81,13 @@ class FlowModel(Protocol):
 
     def encode_mask(self, masks: Tensor) -> Tensor:
         """Mark, bool [B, *latent_shape], the latents that draw the marked pixels of `masks`, bool [B, 1, H, W]."""
+        ...
+
+    def call_arguments(self) -> dict[str, Any]:
+        """Return the pipeline's own call that draws as this model is set, as plain values that can be written down.
+
+        A text under a name that ends in `_embeds` is meant as the pipeline's `encode_prompt` encodes it.
+        """
         ...
 
     def save(self, folder: Path) -> None:

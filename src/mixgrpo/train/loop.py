@@ -15,7 +15,7 @@ import mixgrpo
 from mixgrpo.config.load import dump_resolved
 from mixgrpo.config.schema import Config
 from mixgrpo.config.sections import NftLossConfig
-from mixgrpo.data.prompts import negatives, prompt_batch
+from mixgrpo.data.prompts import prompt_batch
 from mixgrpo.data.sets import load_prompt_sets
 from mixgrpo.errors import ConfigError, MixGRPOError
 from mixgrpo.flow.noise import Noise
@@ -35,7 +35,7 @@ from mixgrpo.train.inference import draw_batches, score_batches
 from mixgrpo.train.memory import peak_memory_bytes, reset_peak_memory
 from mixgrpo.train.metrics import JsonlSink, MetricSink, Sinks
 from mixgrpo.train.objective import make_objective
-from mixgrpo.train.prompts import encode_ahead
+from mixgrpo.train.prompts import check_negatives, encode_ahead
 from mixgrpo.train.samples import SampleSheet
 from mixgrpo.train.scores import Means, heldout_figures, reward_rows, summarise
 from mixgrpo.train.settings import make_plan, make_window
@@ -96,9 +96,9 @@ class Trainer:
         self.scorer = make_scorer(config)
         if config.model.threads:
             torch.set_num_threads(config.model.threads)
+        check_negatives(config, [*self.prompts, *self.heldout])
         encode_ahead(config, self.prompts, self.heldout, progress=Sinks(sinks).progress)
         self.policy = load_policy(config)
-        self.policy.model.check_negatives(negatives([*self.prompts, *self.heldout]))
         if config.model.compile:
             self.policy.model.transformer.compile()
         self.optimizer = torch.optim.AdamW(

@@ -1,10 +1,23 @@
-"""Encodes the prompts of a run ahead, where the text encoders are not to stay in memory."""
+"""What is done with the prompts of a run before its model is loaded: checked, and encoded where that is asked for."""
 
 from collections.abc import Callable, Sequence
 
 from mixgrpo.config.schema import Config
 from mixgrpo.data.prompts import negatives, prompt_batch
-from mixgrpo.models import cache_prompts
+from mixgrpo.models import cache_prompts, refuse_unread_negatives
+
+
+def check_negatives(config: Config, prompts: Sequence[str]) -> None:
+    """Refuse prompts with a negative prompt that nothing would read.
+
+    Raises:
+        ConfigError: if there is one.
+        ModelError: if there is no such model, or it is of an unknown family.
+    """
+    model = config.model
+    refuse_unread_negatives(
+        model.path, negatives(prompts), guidance_scale=model.guidance_scale, revision=model.revision
+    )
 
 
 def encode_ahead(
