@@ -50,7 +50,7 @@ def load(folder: Path, guidance_scale: float = 1.0) -> FlowModel:
         width=64,
         max_sequence_length=LENGTH,
         guidance_scale=guidance_scale,
-        negative_prompt=LONG,
+        negative_prompt=LONG if guidance_scale > 1.0 else "",
     )
 
 

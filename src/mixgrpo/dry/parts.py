@@ -31,7 +31,7 @@ def shake(pipeline: Any) -> Any:
     """Move every weight, since diffusers starts last layers at zero, where nothing could be told apart."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for part in pipeline.components.values():
+        for _, part in sorted(pipeline.components.items()):  # diffusers has them in another order in every process
             if isinstance(part, nn.Module):
                 for parameter in part.parameters():
                     parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
