@@ -243,6 +243,14 @@ def test_an_export_says_how_it_is_used_and_flags_say_otherwise(tmp_path: Path) -
     )
 
 
+def test_what_an_export_does_not_say_is_not_taken_from_a_preset(tmp_path: Path) -> None:
+    preset = load_config("wan2.1-lora").model
+    assert (preset.num_frames > 1, preset.negative_prompt != "") == (True, True)
+    call = {"height": 48, "width": 80, "guidance_scale": 2.5, "max_sequence_length": 99, "num_inference_steps": 7}
+    model = read_source(write_export(tmp_path / "e", base=preset.path, is_adapter=True, call=call)).model
+    assert (model.path, model.num_frames, model.negative_prompt) == (preset.path, 1, "")
+
+
 def test_a_damaged_export_is_told(tmp_path: Path) -> None:
     folder = write_export(tmp_path / "e", call={"height": "tall", "width": 8})
     with pytest.raises(CheckpointError, match=r"mixgrpo\.json is damaged: height is 'tall'.*Export the run again"):
