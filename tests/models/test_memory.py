@@ -133,9 +133,8 @@ def test_slices_and_tiles_decode_the_same_picture(family: tuple[str, Path]) -> N
     vae = tiled.pipeline.vae
     assert vae.use_tiling
     vae.tile_latent_min_size, vae.tile_sample_min_size = 16, 32  # smaller than the picture
-    # every tile is normalised by itself, which shows with random weights; still it is nearest to the same picture
-    others = (expected.roll(1, dims=0) - expected).abs().mean()
-    assert 0 < (tiled.decode(x) - expected).abs().mean() < 0.5 * others
+    # The VAE's norms see a tile only, so it is not the same picture: far nearer than those of other latents, though.
+    assert (tiled.decode(x) - expected).abs().mean() < 0.5 * (expected.roll(1, 0) - expected).abs().mean()
 
 
 def test_offloaded_parts_are_not_even_moved_while_loading() -> None:
