@@ -16,7 +16,11 @@ def check_negatives(config: Config, prompts: Sequence[str]) -> None:
     """
     model = config.model
     refuse_unread_negatives(
-        model.path, negatives(prompts), guidance_scale=model.guidance_scale, revision=model.revision
+        model.path,
+        negatives(prompts),
+        guidance_scale=model.guidance_scale,
+        negative_prompt=model.negative_prompt,
+        revision=model.revision,
     )
 
 
