@@ -24,12 +24,12 @@ check: $(VENV)/dev.stamp ## Format, lint, layers, types.
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-prove: $(VENV)/dev.stamp $(QUANTIZE)/stamp ## Run the proofs that take minutes.
+prove: $(VENV)/dev.stamp $(QUANTIZE)/stamp ## Run the proofs that take minutes, and those that need torchao and bitsandbytes.
 	$(BIN)/python -m pytest -m slow -s
 	PYTHONPATH=$(QUANTIZE) $(BIN)/python -c 'import torchao, bitsandbytes'
 	PYTHONPATH=$(QUANTIZE) $(BIN)/python -m pytest tests/models/test_memory.py tests/models/test_clips.py -k 'int8 or nf4'
 
-bench: $(VENV)/dev.stamp ## Time all methods against each other and predict it, HALF AN HOUR. Nothing else should run.
+bench: $(VENV)/dev.stamp ## Time all methods against each other and predict it, half an hour. Nothing else should run.
 	$(BIN)/python benchmarks/methods.py --methods all
 
 METHODS := dancegrpo dancegrpo-random dancegrpo-frozen mixgrpo mixgrpo-cps mixgrpo-flash mixgrpo-flash-star \

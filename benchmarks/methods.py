@@ -40,6 +40,8 @@ OWN_STEPS = {"neighbor-grpo": 8}
 """Steps of a method that are part of it: here a second-order solver in place of more steps."""
 AS_FEW_STEPS = ("dancegrpo-random", "dancegrpo-frozen")
 """Methods that train on as many steps as a window has."""
+PAPER_TAIL = {"mixgrpo-flash-star": 0.2}
+"""Tails that the preset for flux-nano has longer, for its few steps."""
 BASE, SECOND, UNSHARED = "dancegrpo", "mixgrpo", "unshared"
 QUICK = (BASE, UNSHARED, SECOND, "mixgrpo-flash", "mixgrpo-flash-star")
 """DanceGRPO as published, and MixGRPO and Flash with what a group shares, and once without."""
@@ -52,6 +54,8 @@ def method_config(method: str, arguments: argparse.Namespace) -> Config:
     flags += ["--rollout.num-steps", str(OWN_STEPS.get(method, STEPS))]
     if method in AS_FEW_STEPS:
         flags += ["--window.num-trained", str(WINDOW)]
+    if method in PAPER_TAIL:
+        flags += ["--rollout.tail-ratio", str(PAPER_TAIL[method])]
     if given.window.type != "all":
         flags += ["--window.size", str(WINDOW)]
     if given.window.type in ("sliding", "decaying"):
@@ -163,7 +167,7 @@ def show(figures: dict[str, dict[str, float]], console: Console) -> None:
 
 
 def make_table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, collapse_padding=True, pad_edge=False)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     return table
