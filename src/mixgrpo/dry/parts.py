@@ -34,7 +34,7 @@ def shake(pipeline: Any) -> Any:
         for _, part in sorted(pipeline.components.items()):  # diffusers has them in another order in every process
             if isinstance(part, nn.Module):
                 for parameter in part.parameters():
-                    parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+                    parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
