@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from mixgrpo.config.presets import methods
+from mixgrpo.config.schema import Config
 from mixgrpo.cost.calls import iteration_calls
+from mixgrpo.rl.window import trained_steps
+from mixgrpo.train.settings import make_window
 
 
 def load(name: str) -> ModuleType:
@@ -47,7 +50,24 @@ def test_every_method_can_be_measured(method: str) -> None:
         assert starts == {0, 10, 20}
 
 
-def benchmark_start(config: object, position: int) -> int:
-    from mixgrpo.train.settings import make_window
+@pytest.mark.parametrize(
+    ("method", "trained", "tail"),
+    [
+        ("dancegrpo", 14, 1.0),
+        ("dancegrpo-random", 4, 1.0),
+        ("dancegrpo-frozen", 4, 1.0),
+        ("mixgrpo", 4, 1.0),
+        ("mixgrpo-frozen", 4, 1.0),
+        ("mixgrpo-flash", 4, 0.4),
+        ("mixgrpo-flash-star", 4, 0.2),
+    ],
+)
+def test_the_papers_methods_are_timed_with_its_settings(method: str, trained: int, tail: float) -> None:
+    arguments = argparse.Namespace(positions=3, prompts=4, settings=[])
+    config = load("methods").method_config(method, arguments)
+    assert len(trained_steps(make_window(config), 1)) == trained
+    assert config.rollout.tail_ratio == tail
 
+
+def benchmark_start(config: Config, position: int) -> int:
     return make_window(config).at(position).start
