@@ -69,15 +69,11 @@ def load_model(
     )
     _place(pipeline, device, resting=("vae", *adapter.text_encoders) if offload else ())
     model = adapter(pipeline, options)
-    if guidance_scale_2 and not model.has_two_stages:
-        raise ConfigError("model.guidance_scale_2 is for a second transformer, which this model lacks; leave it at 0")
     model.source = folder
-    if offload:
-        model.offload()
     if prompt_cache:
         model.prompt_cache = _open_cache(folder, adapter, prompt_cache, dtype, max_sequence_length)
     _set_up_vae(pipeline.vae, vae_decoding)
-    _set_up(model, attention=attention, gradient_checkpointing=gradient_checkpointing)
+    _set_up(model, attention=attention, gradient_checkpointing=gradient_checkpointing, offload=offload)
     return model
 
 
@@ -98,7 +94,11 @@ def _set_up_vae(vae: Any, decoding: str) -> None:
         vae.enable_tiling()
 
 
-def _set_up(model: "PipelineModel", *, attention: str, gradient_checkpointing: bool) -> None:
+def _set_up(model: "PipelineModel", *, attention: str, gradient_checkpointing: bool, offload: bool) -> None:
+    if model.options.guidance_scale_2 and not model.has_two_stages:
+        raise ConfigError("model.guidance_scale_2 is for a second transformer, which this model lacks; leave it at 0")
+    if offload:
+        model.offload()
     transformer: Any = model.transformer
     if attention != "native":
         from mixgrpo.models.attention import choose_attention  # noqa: PLC0415 - loads diffusers

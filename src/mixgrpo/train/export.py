@@ -121,6 +121,11 @@ def export_run(
     )
     write_marker(exported, writing)
     write_card(run, writing, exported, where=hub_id or output.name, base_folder=policy.model.source)
+    return _replace(output, writing)
+
+
+def _replace(output: Path, writing: Path) -> Path:
+    """Put the folder `writing` in the place of `output`, and return that."""
     if output.exists():
         shutil.rmtree(output)
     writing.rename(output)
